@@ -64,11 +64,17 @@ def write_torch(path: str | Path, state: Any) -> None:
 
 
 def append_jsonl(path: str | Path, row: dict[str, Any]) -> None:
-    """Append one line to a JSONL log, in one write."""
+    """Append one line to a JSONL log, in one write, after cutting off what a kill left of an unfinished line."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    line = json.dumps(row).encode() + b"\n"
+    with open(path, "a+b") as file:
+        if size := file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.seek(0)
+                file.truncate(file.read(size).rfind(b"\n") + 1)
+        file.write(line)
 
 
 def read_jsonl(path: str | Path, *, keep: Callable[[dict[str, Any]], bool] = lambda row: True) -> list[dict[str, Any]]:
