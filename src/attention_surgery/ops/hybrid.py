@@ -1,0 +1,94 @@
+"""The public operator: checks its arguments, then takes the fastest correct path for the device at hand."""
+
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor
+
+from ..errors import ConfigError, TensorError
+from ..rates import Normalizer, Pattern, Rate, check_normalizer, check_pattern, check_rate
+from . import eager
+from .tokens import Grid, check_grid
+
+if TYPE_CHECKING:
+    from ..layers.feature_map import FeatureMap
+
+Backend = Literal["auto", "eager"]
+
+
+def hybrid_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    phi_q: "FeatureMap",
+    phi_k: "FeatureMap",
+    *,
+    rate: Rate,
+    normalizer: Normalizer = "max",
+    pattern: Pattern = "stride",
+    grid: Grid | None = None,
+    backend: Backend = "auto",
+    attention_backend: str | None = None,
+) -> Tensor:
+    """Softmax attention on every R-th token and learned linear attention on the rest (Eq. 5).
+
+    Args:
+        q, k, v: queries, keys, values after QK-norm and RoPE, b n h d, of one dtype and device.
+        phi_q, phi_k: feature maps for h heads of d channels.
+        rate: 1 is softmax attention, R >= 2 keeps ceil(n/R) softmax keys, "linear" keeps none.
+        normalizer: "max" is Eq. 5; "mean" takes c_i as the log of the mean exponential over the softmax tokens.
+        pattern: "stride" is the paper's set; see `softmax_token_mask`.
+        grid: (frames, rows, columns) of the tokens, for pattern "lattice".
+        backend: "eager" is the PyTorch path; "auto" the fastest path that supports device, dtype and shape.
+        attention_backend: diffusers attention backend of the softmax part under "mean" (None: the active one).
+
+    Returns:
+        b n h d, in the dtype of q.
+
+    Raises:
+        TensorError: shapes, dtypes or devices that do not fit; the message names the argument.
+        RateError, ConfigError: a rate, normalizer, pattern or backend that does not exist.
+    """
+    check_rate(rate)
+    check_normalizer(normalizer)
+    check_pattern(pattern)
+    if backend not in ("auto", "eager"):
+        raise ConfigError(f"backend {backend!r} does not exist; expected 'auto' or 'eager'")
+    check_tensors(q, k, v, phi_q, phi_k)
+    check_grid(q.shape[1], pattern, grid)
+    return eager.hybrid_attention(
+        q,
+        k,
+        v,
+        phi_q,
+        phi_k,
+        rate=rate,
+        normalizer=normalizer,
+        pattern=pattern,
+        grid=grid,
+        attention_backend=attention_backend,
+    )
+
+
+def check_tensors(q: Tensor, k: Tensor, v: Tensor, phi_q: "FeatureMap", phi_k: "FeatureMap") -> None:
+    """TensorError, naming the argument, unless all five belong together."""
+    if q.ndim != 4 or 0 in q.shape:
+        raise TensorError(f"q has shape {tuple(q.shape)}; expected b n h d, none of them 0")
+    for name, tensor in {"k": k, "v": v}.items():
+        for what, got, expected in (
+            ("shape", tuple(tensor.shape), tuple(q.shape)),
+            ("dtype", tensor.dtype, q.dtype),
+            ("device", tensor.device, q.device),
+        ):
+            if got != expected:
+                raise TensorError(f"{name} has {what} {got}; expected {expected}, as q")
+    if not q.dtype.is_floating_point:
+        raise TensorError(f"q has dtype {q.dtype}; expected a floating-point dtype")
+    for name, phi in {"phi_q": phi_q, "phi_k": phi_k}.items():
+        if (phi.heads, phi.head_dim) != tuple(q.shape[2:]):
+            raise TensorError(
+                f"{name} is for {phi.heads} heads of {phi.head_dim}; q has {q.shape[2]} heads of {q.shape[3]}"
+            )
+        if phi.weights[0].device != q.device:
+            raise TensorError(f"{name} is on {phi.weights[0].device}; expected {q.device}, as q")
+    if phi_q.features != phi_k.features:
+        raise TensorError(f"phi_k has {phi_k.features} features; expected {phi_q.features}, as phi_q")
