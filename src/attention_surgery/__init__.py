@@ -2,7 +2,19 @@
 
 from . import ops
 from .layers import FeatureMap
+from .models import HybridConfig, HybridWanTransformer3DModel, convert_, disabled, revert_
 from .ops import hybrid_attention, softmax_token_mask
 from .rates import Rate
 
-__all__ = ["FeatureMap", "Rate", "hybrid_attention", "ops", "softmax_token_mask"]
+__all__ = [
+    "FeatureMap",
+    "HybridConfig",
+    "HybridWanTransformer3DModel",
+    "Rate",
+    "convert_",
+    "disabled",
+    "hybrid_attention",
+    "ops",
+    "revert_",
+    "softmax_token_mask",
+]

@@ -1,5 +1,6 @@
 """The learned polynomial feature map φ of linear attention (§3.2, Table 6)."""
 
+import itertools
 import math
 
 import torch
@@ -49,7 +50,7 @@ class FeatureMap(nn.Module):
         self.heads, self.head_dim, self.degree, self.layers = heads, head_dim, degree, layers
         self.features = degree * head_dim
         widths = [head_dim] + [self.features] * layers
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(itertools.pairwise(widths))
         self.weights = nn.ParameterList(nn.Parameter(torch.empty(heads, i, o)) for i, o in pairs)  # h in out
         self.biases = nn.ParameterList(nn.Parameter(torch.empty(heads, o)) for _, o in pairs)
         self.reset_parameters()

@@ -40,6 +40,7 @@ def check_grid(n: int, pattern: Pattern, grid: Grid | None) -> None:
         raise TensorError(f"grid {tuple(grid)} does not hold the {n} tokens that were given")
 
 
+@torch.compiler.assume_constant_result
 @cache
 def lattice_steps(rate: int) -> tuple[int, int]:
     """The (a, b) for which the shortest vector of the lattice {x + a·y + b·t = 0 mod R} is longest (fewest ties)."""

@@ -1,0 +1,118 @@
+"""The attention processor of a converted self-attention layer: stock projections, hybrid attention."""
+
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from ..ops.hybrid import Backend, hybrid_attention
+from ..ops.tokens import Grid
+from ..rates import Normalizer, Pattern, Rate
+from .feature_map import FeatureMap
+
+
+class HybridAttnProcessor(nn.Module):
+    """Takes the place of diffusers' `WanAttnProcessor` in `attn1`; owns φ_q and φ_k, so its keys are the whole delta.
+
+    Projections, QK-norm, RoPE and output projection are the attention layer's own, in the stock order; q and k enter
+    the operator after RoPE. With `enabled = False` the layer is the softmax layer that it was.
+
+    Context parallelism splits the tokens over devices, which the strided softmax set and the linear state do not
+    support: setting `_parallel_config` makes the next forward raise ModelError.
+    """
+
+    _attention_backend = None  # set by `set_attention_backend` of diffusers: used for the softmax part
+    _parallel_config = None  # set by `enable_parallelism` of diffusers
+
+    def __init__(
+        self,
+        heads: int,
+        head_dim: int,
+        *,
+        rate: Rate,
+        degree: int = 2,
+        layers: int = 2,
+        normalizer: Normalizer = "mean",
+        pattern: Pattern = "stride",
+    ) -> None:
+        super().__init__()
+        self.rate: Rate = rate
+        self.normalizer: Normalizer = normalizer
+        self.pattern: Pattern = pattern
+        self.phi_q = FeatureMap(heads, head_dim, degree=degree, layers=layers)
+        self.phi_k = FeatureMap(heads, head_dim, degree=degree, layers=layers)
+        self.enabled = True
+        self.backend: Backend = "auto"
+        self.grid: Grid | None = None  # written by GridRecorder before each forward, for pattern "lattice"
+
+    def forward(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Self-attention on `hidden_states` (b n h·d) of the layer `attn`; returns b n h·d."""
+        if encoder_hidden_states is not None or attention_mask is not None:
+            raise ModelError("hybrid attention replaces unmasked self-attention; it got a mask or a context")
+        if self._parallel_config is not None:
+            raise ModelError(
+                "hybrid attention does not run under context parallelism; call revert_(model) or use one device"
+            )
+        q, k, v = project_qkv(attn, hidden_states, rotary_emb)
+        y = hybrid_attention(
+            q,
+            k,
+            v,
+            self.phi_q,
+            self.phi_k,
+            rate=self.rate if self.enabled else 1,
+            normalizer=self.normalizer,
+            pattern=self.pattern if self.enabled else "stride",
+            grid=self.grid,
+            backend=self.backend,
+            attention_backend=self._attention_backend,
+        )
+        y = attn.to_out[0](y.flatten(2, 3).type_as(q))  # type: ignore[index]
+        return attn.to_out[1](y)  # type: ignore[index]
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate!r}, normalizer={self.normalizer!r}, pattern={self.pattern!r}"
+
+
+class GridRecorder:
+    """A forward pre-hook of `model.rope`, which is given the latents: tells the processors the token grid."""
+
+    def __init__(self, processors: list[HybridAttnProcessor], patch_size: tuple[int, int, int]) -> None:
+        self.processors, self.patch_size = processors, patch_size
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        frames, rows, columns = (size // patch for size, patch in zip(args[0].shape[2:], self.patch_size, strict=True))
+        for processor in self.processors:
+            processor.grid = (frames, rows, columns)
+
+
+def project_qkv(
+    attn: nn.Module, hidden_states: Tensor, rotary_emb: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v of a Wan self-attention layer after QK-norm and RoPE, each b n h d, as diffusers computes them."""
+    if attn.fused_projections:
+        query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)  # type: ignore[operator]
+    else:
+        query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)  # type: ignore[operator]
+    heads = (attn.heads, -1)
+    query = attn.norm_q(query).unflatten(2, heads)  # type: ignore[operator]
+    key = attn.norm_k(key).unflatten(2, heads)  # type: ignore[operator]
+    value = value.unflatten(2, heads)
+    if rotary_emb is not None:
+        query, key = _rotate(query, *rotary_emb), _rotate(key, *rotary_emb)
+    return query, key, value
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding on interleaved pairs; cos and sin: 1 n 1 d, each value twice."""
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = cos[..., 0::2], sin[..., 1::2]
+    out = x.new_empty(x.shape)
+    out[..., 0::2] = even * cos - odd * sin
+    out[..., 1::2] = even * sin + odd * cos
+    return out
