@@ -117,4 +117,4 @@ def read_video(path: str | Path) -> NDArray[np.uint8]:
         raise DataError(f"{path} does not decode as a video: {error}") from error
     if not frames:
         raise DataError(f"{path} holds no video frame")
-    return np.stack(frames)
+    return np.stack(frames).astype(np.uint8, copy=False)

@@ -21,7 +21,7 @@ def check_rate(rate: object) -> Rate:
 
 def check_rates(rates: Iterable[object]) -> tuple[Rate, ...]:
     """Return `rates`, each checked, none twice. RateError otherwise, also for none at all."""
-    checked = tuple(check_rate(rate) for rate in rates)
+    checked: tuple[Rate, ...] = tuple(check_rate(rate) for rate in rates)
     if not checked:
         raise RateError("got no rates; name at least one, for example rates=(2, 4, 8)")
     if len(set(checked)) != len(checked):

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 from diffusers import WanTransformer3DModel
-from diffusers.models.transformers.transformer_wan import WanAttnProcessor
-from torch import Tensor, nn
+from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor, WanTransformerBlock
+from torch import Tensor
 
 from ..ops.eager import softmax_attention
 from .processor import project_qkv
@@ -23,7 +24,7 @@ class CaptureAttnProcessor(WanAttnProcessor):
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: WanAttention,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -32,14 +33,19 @@ class CaptureAttnProcessor(WanAttnProcessor):
         q, k, v = project_qkv(attn, hidden_states, rotary_emb)
         y = softmax_attention(q, k, v, self._attention_backend)
         self.sink(self.block, q, k, v, y)
-        out = attn.to_out[0](y.flatten(2, 3).type_as(q))  # type: ignore[index]
-        return attn.to_out[1](out)  # type: ignore[index]
+        out = attn.to_out[0](y.flatten(2, 3).type_as(q))
+        return attn.to_out[1](out)
+
+
+def self_attention(model: WanTransformer3DModel, block: int) -> Any:
+    """The self-attention layer of block `block`: a `WanAttention`, whose processor diffusers types too narrowly."""
+    return cast(WanTransformerBlock, model.blocks[block]).attn1
 
 
 @contextmanager
 def capture(model: WanTransformer3DModel, blocks: Iterable[int], sink: Sink) -> Iterator[None]:
     """Within the context the self-attention of each of `blocks` reports to `sink`; its results are unchanged."""
-    layers = {block: model.blocks[block].attn1 for block in blocks}
+    layers = {block: self_attention(model, block) for block in blocks}
     before = {block: layer.processor for block, layer in layers.items()}
     try:
         for block, layer in layers.items():

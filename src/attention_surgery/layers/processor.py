@@ -1,5 +1,6 @@
 """The attention processor of a converted self-attention layer: stock projections, hybrid attention."""
 
+from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor, nn
 
 from ..errors import ModelError
@@ -45,7 +46,7 @@ class HybridAttnProcessor(nn.Module):
 
     def forward(
         self,
-        attn: nn.Module,
+        attn: WanAttention,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -72,8 +73,8 @@ class HybridAttnProcessor(nn.Module):
             backend=self.backend,
             attention_backend=self._attention_backend,
         )
-        y = attn.to_out[0](y.flatten(2, 3).type_as(q))  # type: ignore[index]
-        return attn.to_out[1](y)  # type: ignore[index]
+        y = attn.to_out[0](y.flatten(2, 3).type_as(q))
+        return attn.to_out[1](y)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate!r}, normalizer={self.normalizer!r}, pattern={self.pattern!r}"
@@ -92,16 +93,16 @@ class GridRecorder:
 
 
 def project_qkv(
-    attn: nn.Module, hidden_states: Tensor, rotary_emb: tuple[Tensor, Tensor] | None
+    attn: WanAttention, hidden_states: Tensor, rotary_emb: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """q, k, v of a Wan self-attention layer after QK-norm and RoPE, each b n h d, as diffusers computes them."""
     if attn.fused_projections:
-        query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)  # type: ignore[operator]
+        query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
     else:
-        query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)  # type: ignore[operator]
+        query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
     heads = (attn.heads, -1)
-    query = attn.norm_q(query).unflatten(2, heads)  # type: ignore[operator]
-    key = attn.norm_k(key).unflatten(2, heads)  # type: ignore[operator]
+    query = attn.norm_q(query).unflatten(2, heads)
+    key = attn.norm_k(key).unflatten(2, heads)
     value = value.unflatten(2, heads)
     if rotary_emb is not None:
         query, key = _rotate(query, *rotary_emb), _rotate(key, *rotary_emb)

@@ -43,5 +43,5 @@ def revert_(model: WanTransformer3DModel) -> None:
     if not isinstance(model, HybridWanTransformer3DModel):
         raise ModelError(f"cannot revert a {type(model).__name__}: it is not converted")
     uninstall_(model)
-    model.__class__ = WanTransformer3DModel
+    model.__class__ = WanTransformer3DModel  # type: ignore[assignment]
     model._internal_dict = FrozenDict({name: value for name, value in model.config.items() if name != "hybrid"})

@@ -71,5 +71,5 @@ class HybridConfig:
                 f"hybrid config of format {values['format']!r}; this version reads format {FORMAT}: "
                 "upgrade attention-surgery"
             )
-        rates = {int(block): parse_rate(str(rate)) for block, rate in values["rates"].items()}
+        rates: dict[int, Rate] = {int(block): parse_rate(str(rate)) for block, rate in values["rates"].items()}
         return cls(rates, **{name: values[name] for name in expected - {"format", "rates"}})

@@ -2,7 +2,7 @@
 
 import inspect
 from os import PathLike
-from typing import Any, Self
+from typing import Any
 
 from diffusers import WanTransformer3DModel
 
@@ -44,10 +44,11 @@ class HybridWanTransformer3DModel(WanTransformer3DModel):
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:  # type: ignore[override]
         """As in diffusers, as variant "hybrid"."""
-        super().save_pretrained(save_directory, **kwargs | {"variant": _variant(kwargs.get("variant"))})
+        kwargs["variant"] = _variant(kwargs.get("variant"))
+        super().save_pretrained(save_directory, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike | None, **kwargs: Any) -> Self:  # type: ignore[override]
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike | None, **kwargs: Any) -> Any:  # type: ignore[override]
         """As in diffusers, but CheckpointError if any key is missing, unexpected or of another shape."""
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs["variant"] = _variant(kwargs.get("variant"))

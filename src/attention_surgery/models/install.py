@@ -7,6 +7,7 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 
 from ..errors import ModelError, RateError
+from ..layers.capture import self_attention
 from ..layers.processor import GridRecorder, HybridAttnProcessor
 from .hybrid_config import HybridConfig
 
@@ -14,9 +15,9 @@ from .hybrid_config import HybridConfig
 def hybrid_processors(model: WanTransformer3DModel) -> dict[int, HybridAttnProcessor]:
     """Block index → processor of its hybrid self-attention, for the blocks that have one."""
     return {
-        index: block.attn1.processor
-        for index, block in enumerate(model.blocks)
-        if isinstance(block.attn1.processor, HybridAttnProcessor)
+        index: processor
+        for index in range(len(model.blocks))
+        if isinstance(processor := self_attention(model, index).processor, HybridAttnProcessor)
     }
 
 
@@ -26,7 +27,7 @@ def check_blocks(model: WanTransformer3DModel, config: HybridConfig) -> None:
     for index in config.rates:
         if index >= count:
             raise RateError(f"block {index} does not exist; this model has {count} blocks (0-{count - 1})")
-        attn = model.blocks[index].attn1
+        attn = self_attention(model, index)
         if not isinstance(attn, WanAttention) or attn.is_cross_attention:
             raise ModelError(f"blocks.{index}.attn1 is {type(attn).__name__}; expected WanAttention, self-attention")
         if type(attn.processor) is not WanAttnProcessor:
@@ -41,7 +42,7 @@ def install_(model: WanTransformer3DModel, config: HybridConfig) -> None:
     check_blocks(model, config)
     processors = []
     for index, rate in config.rates.items():
-        attn = model.blocks[index].attn1
+        attn = self_attention(model, index)
         weight = attn.norm_q.weight
         processor = HybridAttnProcessor(
             attn.heads,
@@ -57,7 +58,7 @@ def install_(model: WanTransformer3DModel, config: HybridConfig) -> None:
         attn.set_processor(processor)
         processors.append(processor)
     if config.pattern == "lattice":
-        model.rope.register_forward_pre_hook(GridRecorder(processors, tuple(model.config.patch_size)))
+        model.rope.register_forward_pre_hook(GridRecorder(processors, tuple(model.config["patch_size"])))
 
 
 def uninstall_(model: WanTransformer3DModel) -> None:
@@ -65,7 +66,7 @@ def uninstall_(model: WanTransformer3DModel) -> None:
     for index, processor in hybrid_processors(model).items():
         stock = WanAttnProcessor()
         stock._attention_backend = processor._attention_backend
-        model.blocks[index].attn1.set_processor(stock)
+        self_attention(model, index).set_processor(stock)
     hooks = model.rope._forward_pre_hooks
     for key in [key for key, hook in hooks.items() if isinstance(hook, GridRecorder)]:
         del hooks[key]

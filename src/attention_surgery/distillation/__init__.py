@@ -1,0 +1,8 @@
+"""Attention distillation (Algorithm 1): learning φ for every block and rate from the teacher's trajectories."""
+
+from .bank import FeatureMapBank
+from .config import DistillConfig
+from .loop import distill
+from .plan import DistillPlan, plan_distillation
+
+__all__ = ["DistillConfig", "DistillPlan", "FeatureMapBank", "distill", "plan_distillation"]

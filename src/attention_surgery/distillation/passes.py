@@ -1,0 +1,226 @@
+"""One pass over the teacher trajectories: updates, held-out errors, and the checkpoint that makes it resumable."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DivergenceError
+from ..files import append_jsonl, digest, read_jsonl, write_text, write_torch
+from ..layers.capture import capture
+from ..ops import hybrid_attention
+from ..ops.tokens import Grid
+from ..progress import progress
+from ..rates import Rate
+from .bank import FeatureMapBank, FeatureMapPair
+from .config import DistillConfig
+from .losses import attention_loss, relative_error, value_loss
+from .plan import DistillPlan
+from .trajectory import run_teacher
+
+Item = tuple[Tensor, Tensor, Tensor, Tensor]
+"""q, k, v, y of one block in one teacher forward, each b n h d."""
+
+
+def checkpoint_path(folder: Path, index: int) -> Path:
+    """Where pass `index` keeps its state."""
+    return folder / f"pass-{index:03d}.pt"
+
+
+def mean_errors(
+    errors: Mapping[str, Sequence[float]], blocks: Sequence[int], rates: Sequence[Rate]
+) -> dict[int, dict[Rate, float]]:
+    """e_ir: the mean over held-out prompts and denoising steps, block → rate."""
+    return {
+        block: {rate: sum(errors[f"{block}/{rate}"]) / len(errors[f"{block}/{rate}"]) for rate in rates}
+        for block in blocks
+    }
+
+
+class DistillationPass:
+    """The blocks of one pass: their maps, optimizer, cache and checkpoint."""
+
+    def __init__(
+        self,
+        pipe: Any,
+        bank: FeatureMapBank,
+        index: int,
+        plan: DistillPlan,
+        config: DistillConfig,
+        grid: Grid,
+        folder: Path | None,
+    ) -> None:
+        self.pipe, self.bank, self.index, self.plan, self.config, self.grid = pipe, bank, index, plan, config, grid
+        self.folder = folder
+        self.blocks = plan.passes[index]
+        self.device = pipe._execution_device
+        self.pairs = {(block, rate): pair for block in self.blocks for rate, pair in bank.pairs[block].items()}
+        for pair in self.pairs.values():
+            pair.to(self.device)
+        parameters = [parameter for pair in self.pairs.values() for parameter in pair.parameters()]
+        self.optimizer = torch.optim.AdamW(parameters, lr=config.lr)
+        self.trajectory = 0  # trajectories trained on
+        self.update = 0  # optimizer steps taken
+        self.measured = 0  # held-out trajectories measured
+        self.errors: dict[str, list[float]] = {f"{block}/{rate}": [] for block, rate in self.pairs}
+        self.cache: dict[int, list[Item]] = {block: [] for block in self.blocks}
+
+    def run(self, train: list[str], heldout: list[str]) -> None:
+        """Train on the trajectories and measure on the held-out ones, from where the checkpoint stands."""
+        self._load()
+        m, total = self.config.batch_size, self.config.num_trajectories
+        label = f"distil pass {self.index + 1}/{len(self.plan.passes)}"
+        with progress(label, total, done=self.trajectory) as advance:
+            while self.trajectory < total:
+                first = self.trajectory * m
+                batch = [train[(first + i) % len(train)] for i in range(m)]
+                loss = self._train_on(batch)
+                self.trajectory += 1
+                if self.trajectory % self.config.checkpoint_every == 0 or self.trajectory == total:
+                    self._save()
+                advance(f"loss {loss:.4f}")
+        batches = [heldout[i : i + m] for i in range(0, len(heldout), m)]
+        with progress(f"measure pass {self.index + 1}", len(batches), done=self.measured) as advance:
+            while self.measured < len(batches):
+                self._measure_on(batches[self.measured])
+                self.measured += 1
+                self._save()
+                advance("")
+        self.bank.errors |= mean_errors(self.errors, self.blocks, self.bank.rates)
+        for pair in self.pairs.values():
+            pair.to("cpu").requires_grad_(False)
+
+    def _train_on(self, prompts: list[str]) -> float:
+        """One teacher trajectory: fill the cache, update on it whenever it is full, and at the end."""
+        losses: list[float] = []
+
+        def on_step_end(step: int) -> None:
+            last = step == self.config.num_inference_steps - 1
+            full = len(self.cache[self.blocks[0]]) + self.config.forwards_per_step > self.plan.window
+            if full or last:
+                losses.append(self._update_on_cache(step))
+
+        seed = self._seed("train", self.trajectory)
+        with capture(self.pipe.transformer, self.blocks, self._keep):
+            run_teacher(self.pipe, prompts, seed=seed, config=self.config, on_step_end=on_step_end)
+        return sum(losses) / len(losses)
+
+    def _keep(self, block: int, *tensors: Tensor) -> None:
+        self.cache[block].append(tuple(tensor.detach() for tensor in tensors))  # type: ignore[arg-type]
+
+    def _update_on_cache(self, step: int) -> float:
+        """U rounds of updates over the cached forwards in random order; every block and rate takes each of them."""
+        count = len(self.cache[self.blocks[0]])
+        generator = torch.Generator().manual_seed(self._seed("order", self.trajectory * 1000 + step))
+        seen: dict[str, list[Tensor]] = {key: [] for key in self.errors}
+        for _ in range(self.config.updates_per_batch):
+            for item in torch.randperm(count, generator=generator).tolist():
+                self._set_lr()
+                self.optimizer.zero_grad(set_to_none=True)
+                for (block, rate), pair in self.pairs.items():
+                    loss = self._loss(pair, rate, self.cache[block][item], generator)
+                    loss.backward()
+                    seen[f"{block}/{rate}"].append(loss.detach())
+                self.optimizer.step()
+                self.update += 1
+        means = {key: torch.stack(values).mean().item() for key, values in seen.items()}
+        for key, value in means.items():
+            if not torch.isfinite(torch.tensor(value)):
+                raise DivergenceError(
+                    f"distillation loss of block/rate {key} is {value} at step {step} of trajectory {self.trajectory}; "
+                    f"the last checkpoint stands: lower lr ({self.config.lr})"
+                )
+        for cached in self.cache.values():
+            cached.clear()
+        if self.folder is not None:
+            row = {"trajectory": self.trajectory, "step": step, "update": self.update, "loss": means}
+            append_jsonl(self._log, row)
+        return sum(means.values()) / len(means)
+
+    def _loss(self, pair: FeatureMapPair, rate: Rate, item: Item, generator: torch.Generator) -> Tensor:
+        q, k, _, y = item
+        if self.config.loss == "value":
+            return value_loss(y, self._student(pair, rate, item))
+        rows = torch.randperm(q.shape[1], generator=generator)[: self.config.attention_loss_queries]
+        return attention_loss(
+            q,
+            k,
+            pair.phi_q,
+            pair.phi_k,
+            rate=rate,
+            normalizer=self.config.normalizer,
+            pattern=self.config.pattern,
+            grid=self.grid,
+            rows=rows.sort().values.to(q.device),
+        )
+
+    def _student(self, pair: FeatureMapPair, rate: Rate, item: Item) -> Tensor:
+        q, k, v, _ = item
+        return hybrid_attention(
+            q,
+            k,
+            v,
+            pair.phi_q,
+            pair.phi_k,
+            rate=rate,
+            normalizer=self.config.normalizer,
+            pattern=self.config.pattern,
+            grid=self.grid,
+        )
+
+    @torch.no_grad()
+    def _measure_on(self, prompts: list[str]) -> None:
+        """Append the relative error of every block and rate at every step of one held-out trajectory."""
+
+        def measure(block: int, q: Tensor, k: Tensor, v: Tensor, y: Tensor) -> None:
+            for rate, pair in self.bank.pairs[block].items():
+                error = relative_error(y, self._student(pair, rate, (q, k, v, y))).item()
+                self.errors[f"{block}/{rate}"].append(error)
+
+        seed = self._seed("heldout", self.measured)
+        with capture(self.pipe.transformer, self.blocks, measure):
+            run_teacher(self.pipe, prompts, seed=seed, config=self.config, on_step_end=lambda step: None)
+
+    def _set_lr(self) -> None:
+        left = 1 - self.update / self.plan.updates if self.config.lr_schedule == "linear" else 1.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * left
+
+    def _seed(self, purpose: str, number: int) -> int:
+        return int(digest([self.config.seed, purpose, number])[:12], 16)
+
+    @property
+    def _log(self) -> Path:
+        assert self.folder is not None
+        return self.folder / f"log-{self.index:03d}.jsonl"
+
+    def _save(self) -> None:
+        if self.folder is None:
+            return
+        write_torch(
+            checkpoint_path(self.folder, self.index),
+            {
+                "trajectory": self.trajectory,
+                "update": self.update,
+                "measured": self.measured,
+                "errors": self.errors,
+                "maps": {f"{block}/{rate}": pair.state_dict() for (block, rate), pair in self.pairs.items()},
+                "optimizer": self.optimizer.state_dict(),
+            },
+        )
+
+    def _load(self) -> None:
+        if self.folder is None or not checkpoint_path(self.folder, self.index).exists():
+            return
+        saved = torch.load(checkpoint_path(self.folder, self.index), map_location=self.device, weights_only=True)
+        self.trajectory, self.update, self.measured = saved["trajectory"], saved["update"], saved["measured"]
+        self.errors = saved["errors"]
+        for (block, rate), pair in self.pairs.items():
+            pair.load_state_dict(saved["maps"][f"{block}/{rate}"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if self._log.exists():
+            rows = read_jsonl(self._log, keep=lambda row: row["trajectory"] < self.trajectory)
+            write_text(self._log, "".join(json.dumps(row) + "\n" for row in rows))
