@@ -57,7 +57,9 @@ class DistillationPass:
         self.folder = folder
         self.blocks = plan.passes[index]
         self.device = pipe._execution_device
-        self.pairs = {(block, rate): pair for block in self.blocks for rate, pair in bank.pairs[block].items()}
+        self.pairs: dict[tuple[int, Rate], FeatureMapPair] = {
+            (block, rate): pair for block in self.blocks for rate, pair in bank.pairs[block].items()
+        }
         for pair in self.pairs.values():
             pair.to(self.device)
         parameters = [parameter for pair in self.pairs.values() for parameter in pair.parameters()]

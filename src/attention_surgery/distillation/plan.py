@@ -43,8 +43,8 @@ class DistillPlan:
         gib = 2**30
         return (
             f"{len(self.passes)} pass(es) of up to {len(self.passes[0])} blocks, "
-            f"{self.window} forwards cached at once, {self.updates} updates per block, {self.teacher_forwards} teacher forwards; "
-            f"memory {self.memory_bytes / gib:.2f} GiB beside the pipeline "
+            f"{self.window} forwards cached at once, {self.updates} updates per block, "
+            f"{self.teacher_forwards} teacher forwards; memory {self.memory_bytes / gib:.2f} GiB beside the pipeline "
             f"({self.state_bytes / gib:.2f} parameters and optimizer, {self.cache_bytes / gib:.2f} activations, "
             f"{self.work_bytes / gib:.2f} work), disk {self.disk_bytes / gib:.2f} GiB"
         )
