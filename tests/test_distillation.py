@@ -17,7 +17,15 @@ import attention_surgery as asg
 from attention_surgery.distillation import DistillConfig, FeatureMapBank, distill, plan_distillation
 from attention_surgery.distillation.losses import attention_loss, relative_error
 from attention_surgery.distillation.trajectory import stochastic_euler
-from attention_surgery.errors import CheckpointError, ConfigError, DataError, DivergenceError, ModelError, RateError, RunError
+from attention_surgery.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DivergenceError,
+    ModelError,
+    RateError,
+    RunError,
+)
 from attention_surgery.layers.capture import capture
 from attention_surgery.ops import naive
 
@@ -98,9 +106,7 @@ def test_attention_loss_is_equation_6(pipe):
     q, k = torch.randn(2, 1, n, 2, 12).unbind()
     phi_q, phi_k = asg.FeatureMap(2, 12), asg.FeatureMap(2, 12)
     rows = torch.tensor([1, 4, 10])
-    got = attention_loss(
-        q, k, phi_q, phi_k, rate=rate, normalizer="max", pattern="stride", grid=None, rows=rows
-    )
+    got = attention_loss(q, k, phi_q, phi_k, rate=rate, normalizer="max", pattern="stride", grid=None, rows=rows)
     terms = []
     for h in range(2):
         for i in rows.tolist():
@@ -284,7 +290,7 @@ def test_run_folders_are_not_mixed(pipe, tmp_path):
         ({"rates": (2, 2)}, RateError, "twice"),
         ({"blocks": [3]}, RateError, "block 3 does not exist; this model has 3 blocks"),
         ({"blocks": []}, RateError, "none"),
-        ({"config": dataclasses.replace(CONFIG, memory_gib=1e-6)}, ConfigError, "needs .* GiB"),
+        ({"config": dataclasses.replace(CONFIG, memory_gib=1e-6)}, ConfigError, r"needs .* GiB"),
     ],
 )
 def test_bad_input_is_named_and_writes_nothing(pipe, tmp_path, change, error, message):
@@ -326,7 +332,8 @@ def test_plan_keeps_to_its_memory():
 
 
 @pytest.mark.parametrize(
-    "options", [{"loss": "mse"}, {"lr": 0.0}, {"batch_size": 0}, {"normalizer": "sum"}, {"pattern": "x"}, {"lr_schedule": "x"}]
+    "options",
+    [{"loss": "mse"}, {"lr": 0.0}, {"batch_size": 0}, {"normalizer": "sum"}, {"pattern": "x"}, {"lr_schedule": "x"}],
 )
 def test_options_outside_their_range(options):
     with pytest.raises(ConfigError):
