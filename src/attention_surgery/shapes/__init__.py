@@ -1,0 +1,7 @@
+"""A small world of moving shapes: clips with captions, and an exact judge that reads clips back from pixels."""
+
+from .captions import VOCABULARY, parse
+from .drawing import Clip, render
+from .world import FPS, FRAMES, HEIGHT, WIDTH, Scene, Thing
+
+__all__ = ["FPS", "FRAMES", "HEIGHT", "VOCABULARY", "WIDTH", "Clip", "Scene", "Thing", "parse", "render"]
