@@ -2,6 +2,23 @@
 
 from .captions import VOCABULARY, parse
 from .drawing import Clip, render
+from .folder import write
+from .judging import judge
+from .reading import read
 from .world import FPS, FRAMES, HEIGHT, WIDTH, Scene, Thing
 
-__all__ = ["FPS", "FRAMES", "HEIGHT", "VOCABULARY", "WIDTH", "Clip", "Scene", "Thing", "parse", "render"]
+__all__ = [
+    "FPS",
+    "FRAMES",
+    "HEIGHT",
+    "VOCABULARY",
+    "WIDTH",
+    "Clip",
+    "Scene",
+    "Thing",
+    "judge",
+    "parse",
+    "read",
+    "render",
+    "write",
+]

@@ -1,11 +1,15 @@
 """The grammar of captions: how a scene is said, in many wordings, and how a caption is read back."""
 
 import re
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ..errors import DataError
 from .world import BACKGROUNDS, MOTIONS, RELATIONS, Background, Color, Motion, Relation, Scene, Shape, Size, Thing
+
+_T = TypeVar("_T")
 
 _SHAPE_WORDS: dict[Shape, tuple[str, ...]] = {
     "circle": ("circle", "disk"),
@@ -130,30 +134,28 @@ def parse(caption: str) -> Scene:
 
 def _scene(said: dict[str, str | None]) -> Scene:
     def thing(which: str) -> Thing:
-        return Thing(
-            shape=_meaning(_SHAPE_WORDS, said[f"{which}_shape"]), color=_meaning(_COLOR_WORDS, said[f"{which}_color"])
-        )
+        shape: Shape = _meaning(_SHAPE_WORDS, said[f"{which}_shape"])
+        color: Color = _meaning(_COLOR_WORDS, said[f"{which}_color"])
+        return Thing(shape=shape, color=color)
 
-    size, relation = said.get("size"), said.get("relation")
-    return Scene(
-        things=(thing("first"),) if relation is None else (thing("first"), thing("second")),
-        motion=next(motion for motion in MOTIONS if any(said["motion"] in forms for forms in _VERBS[motion])),
-        background=_meaning(_BACKGROUND_WORDS, said["background"]),
-        size=None if size is None else _meaning(_SIZE_WORDS, size),
-        relation=None if relation is None else _meaning(_RELATION_PHRASES, relation),
-    )
+    motion: Motion = next(name for name in MOTIONS if any(said["motion"] in forms for forms in _VERBS[name]))
+    background: Background = _meaning(_BACKGROUND_WORDS, said["background"])
+    size: Size | None = _meaning(_SIZE_WORDS, said["size"]) if said.get("size") else None
+    relation: Relation | None = _meaning(_RELATION_PHRASES, said["relation"]) if said.get("relation") else None
+    things = (thing("first"),) if relation is None else (thing("first"), thing("second"))
+    return Scene(things=things, motion=motion, background=background, size=size, relation=relation)
 
 
-def _meaning(table, phrase):
+def _meaning(table: Mapping[_T, tuple[str, ...]], phrase: str | None) -> _T:
     return next(value for value, phrases in table.items() if phrase in phrases)
 
 
-def _one_of(phrases) -> str:
+def _one_of(phrases: Iterable[str]) -> str:
     return "|".join(sorted(phrases, key=len, reverse=True))
 
 
 def _pattern(form: int, sentence: str) -> re.Pattern[str]:
-    def any_of(group: str, table) -> str:
+    def any_of(group: str, table: Mapping[Any, tuple[str, ...]]) -> str:
         return f"(?P<{group}>{_one_of(phrase for phrases in table.values() for phrase in phrases)})"
 
     verbs = _one_of(forms[form] for motion in MOTIONS for forms in _VERBS[motion])

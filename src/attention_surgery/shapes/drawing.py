@@ -131,17 +131,13 @@ def _background(kind: Background, rng: np.random.Generator) -> Floats:
 
 def _reach(shape: Shape, radius: float, *, turning: bool) -> tuple[float, float, float, float]:
     """How far a shape extends from its centre to the left, right, up and down, in pixels."""
-    if turning:
-        corner = {
-            "square": SQUARE_HALF * np.sqrt(2),
-            "triangle": TRIANGLE_REACH,
-            "cross": np.hypot(CROSS_REACH, CROSS_HALF),
-        }
-        return (corner[shape] * radius,) * 4
-    if shape == "triangle":
+    if shape == "triangle" and not turning:
         side = np.sqrt(0.75) * TRIANGLE_REACH * radius
         return side, side, TRIANGLE_REACH * radius, TRIANGLE_REACH / 2 * radius
-    return ({"circle": 1.0, "square": SQUARE_HALF, "cross": CROSS_REACH}[shape] * radius,) * 4
+    corner = np.sqrt(2) * SQUARE_HALF, TRIANGLE_REACH, np.hypot(CROSS_REACH, CROSS_HALF)
+    square, triangle, cross = corner if turning else (SQUARE_HALF, TRIANGLE_REACH, CROSS_REACH)
+    reach = float({"circle": 1.0, "square": square, "triangle": triangle, "cross": cross}[shape] * radius)
+    return reach, reach, reach, reach
 
 
 def _paths(scene: Scene, rng: np.random.Generator) -> list[tuple[Floats, Floats, Floats, Floats]]:

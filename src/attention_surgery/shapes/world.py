@@ -139,10 +139,10 @@ def draw_scene(rng: np.random.Generator, split: Split) -> Scene:
         return values[int(rng.integers(len(values)))]
 
     pair = rng.random() < 0.3
-    motion = pick(PAIR_MOTIONS if pair else MOTIONS)
+    motion: Motion = pick(PAIR_MOTIONS if pair else MOTIONS)
     first = pick(THINGS[split, motion])
     if pair:
         second = pick(tuple(thing for thing in THINGS[split, motion] if thing.color != first.color))
         return Scene(things=(first, second), motion=motion, background=pick(BACKGROUNDS), relation=pick(RELATIONS))
-    size = None if motion == "grow" else pick(SIZES)
+    size: Size | None = None if motion == "grow" else pick(SIZES)
     return Scene(things=(first,), motion=motion, background=pick(BACKGROUNDS), size=size)
