@@ -1,0 +1,74 @@
+"""Training the autoencoder, and turning the clips into latents once."""
+
+import math
+import time
+from collections.abc import Callable
+
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+from .clips import to_unit
+from .config import TeacherConfig
+
+Report = Callable[[dict[str, float]], None]
+
+
+def train_autoencoder(
+    vae: AutoencoderKLWan, frames: Tensor, config: TeacherConfig, device: torch.device, report: Report
+) -> None:
+    """Fit `vae` to windows of the clips for `config.vae_minutes`, in place: L1, squared error and a little KL."""
+    vae.to(device).train()
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=config.vae_lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    generator = torch.Generator().manual_seed(config.seed)
+    start, step = time.monotonic(), 0
+    while (used := (time.monotonic() - start) / (60 * config.vae_minutes)) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = config.vae_lr * min(1.0, (step + 1) / 50) * (1 - used)
+        index = torch.randint(len(frames), (config.vae_batch,), generator=generator)
+        first = int(torch.randint(frames.shape[1] - config.vae_window + 1, (1,), generator=generator))
+        clip = to_unit(frames[index, first : first + config.vae_window].to(device, non_blocking=True))
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            posterior = vae.encode(clip).latent_dist
+            decoded = vae.decode(posterior.sample()).sample
+        error = decoded.float() - clip
+        loss = error.abs().mean() + 2 * error.square().mean() + 1e-5 * posterior.kl().mean() / clip[0].numel()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        if step % 50 == 0:
+            mse = error.square().mean().item()
+            report({"step": step, "loss": loss.item(), "psnr": -10 * math.log10(mse / 4), "used": used})
+    vae.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def psnr(vae: AutoencoderKLWan, frames: Tensor, device: torch.device, *, batch: int = 16) -> float:
+    """Mean peak signal-to-noise ratio in dB of clips (n f h w 3) through the autoencoder, its latents not sampled."""
+    ratios = []
+    for part in frames.split(batch):
+        clip = to_unit(part.to(device))
+        decoded = vae.decode(vae.encode(clip).latent_dist.mode()).sample.float().clamp(-1, 1)
+        mse = (decoded - clip).square().flatten(1).mean(dim=1)
+        ratios.append(-10 * torch.log10(mse / 4))
+    return torch.cat(ratios).mean().item()
+
+
+@torch.no_grad()
+def encode_clips(
+    vae: AutoencoderKLWan, frames: Tensor, device: torch.device, *, batch: int = 128
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents (n c f h w) in bfloat16 on `device`, normalised per channel, with their former mean and deviation."""
+    parts = []
+    for part in frames.split(batch):
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            parts.append(vae.encode(to_unit(part.to(device))).latent_dist.mode().to(torch.bfloat16))
+    latents = torch.cat(parts)
+    sample = latents[:4096].float()
+    mean, deviation = sample.mean(dim=(0, 2, 3, 4)), sample.std(dim=(0, 2, 3, 4))
+    shape = (1, -1, 1, 1, 1)
+    for part in latents.split(4096):
+        part.copy_((part.float() - mean.view(shape)) / deviation.view(shape))
+    return latents, mean, deviation

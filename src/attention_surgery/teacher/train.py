@@ -1,0 +1,111 @@
+"""The whole training of tiny-wan: clips, autoencoder, latents, diffusion, pipeline. Goes on where it stopped."""
+
+import dataclasses
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import AutoencoderKLWan
+from diffusers.configuration_utils import FrozenDict
+
+from .. import shapes
+from ..errors import RunError
+from ..files import append_jsonl, digest, read_json, write_json
+from .autoencoder import encode_clips, psnr, train_autoencoder
+from .build import build_pipeline, build_text_encoder, build_tokenizer, build_transformer, build_vae
+from .clips import render_clips
+from .config import TeacherConfig
+from .diffusion import Diffusion, train_diffusion
+
+HELDOUT_SEED = 900_000
+
+
+def train_teacher(
+    config: TeacherConfig,
+    folder: Path,
+    *,
+    device: str = "auto",
+    scratch: Path | None = None,
+    slice_minutes: float = float("inf"),
+) -> bool:
+    """Train in `folder`; the finished pipeline is at `folder/tiny-wan`, in bfloat16.
+
+    Args:
+        config: sizes and times.
+        folder: run folder: `config.json`, `log.jsonl`, `vae/`, `training.pt`, `tiny-wan/`.
+        device: "auto" takes a GPU if there is one.
+        scratch: where the rendered clips go (about 0.2 MB each); default `folder/clips`.
+        slice_minutes: stop the diffusion training after this long; call again to go on.
+
+    Returns:
+        Whether the training is complete.
+
+    Raises:
+        RunError: the folder was made with another config.
+    """
+    at = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    settings = json.loads(json.dumps(dataclasses.asdict(config)))
+    if (folder / "config.json").exists() and read_json(folder / "config.json") != settings:
+        raise RunError(f"{folder} was made with another config; use that one, or another folder")
+    write_json(folder / "config.json", settings)
+
+    def log(**row: Any) -> None:
+        append_jsonl(folder / "log.jsonl", row)
+        print(json.dumps(row), flush=True)
+
+    machine = (
+        torch.cuda.get_device_name(at)
+        if at.type == "cuda"
+        else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    )
+    versions = {
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "transformers": transformers.__version__,
+    }
+    log(stage="start", device=machine, **versions)
+    frames, captions = render_clips(scratch or folder / "clips", config.clips, seed=config.seed)
+    log(stage="clips", clips=len(captions), captions_digest=digest(captions))
+
+    torch.manual_seed(config.seed)
+    vae_folder = folder / "vae"
+    if (vae_folder / "config.json").exists():
+        vae = AutoencoderKLWan.from_pretrained(vae_folder).to(at).eval().requires_grad_(False)
+    else:
+        vae = build_vae(config)
+        train_autoencoder(vae, frames, config, at, lambda row: log(stage="autoencoder", **row))
+        heldout = [clip.frames for clip in shapes.render(64, seed=HELDOUT_SEED, split="heldout")]
+        log(stage="autoencoder", heldout_psnr=psnr(vae, torch.stack([torch.from_numpy(f) for f in heldout]), at))
+        _, mean, deviation = encode_clips(vae, frames[:4096], at)
+        vae._internal_dict = FrozenDict(
+            dict(vae.config) | {"latents_mean": mean.tolist(), "latents_std": deviation.tolist()}
+        )
+        vae.save_pretrained(vae_folder)
+    latents, _, _ = encode_clips(vae, frames, at)
+    log(stage="latents", shape=list(latents.shape))
+
+    tokenizer = build_tokenizer()
+    torch.manual_seed(config.seed + 1)
+    model = Diffusion(build_text_encoder(config, len(tokenizer)), build_transformer(config))
+    log(stage="diffusion", parameters=sum(parameter.numel() for parameter in model.parameters()))
+    average, complete = train_diffusion(
+        model,
+        tokenizer,
+        latents,
+        captions,
+        config,
+        at,
+        folder / "training.pt",
+        lambda row: log(stage="diffusion", **row),
+        slice_minutes=slice_minutes,
+    )
+    pipe = build_pipeline(config, vae.to(torch.bfloat16), average.transformer, average.text_encoder)  # type: ignore[arg-type]
+    pipe.to(torch.bfloat16).save_pretrained(folder / "tiny-wan", max_shard_size="15MB")
+    log(stage="saved", complete=complete)
+    return complete
