@@ -29,7 +29,7 @@ from .world import (
 )
 
 _LIKENESS = 0.86
-"""Least overlap of an object with a shape to be one; renders have 0.92 and more, random blobs less than 0.84."""
+"""Least overlap of an object with a shape to be one; renders have 0.94 and more, random blobs 0.85 at most."""
 _COLOR_DISTANCE = 80.0
 """Most distance in RGB from a colour of the palette to be it; the two nearest colours are 160 apart."""
 _SIZE_BORDER = float(np.sqrt(RADIUS["small"] * RADIUS["large"]))

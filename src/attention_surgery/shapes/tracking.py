@@ -19,9 +19,10 @@ _MOST = 4
 """Objects followed in one frame; no caption has more than two, so more than that is wrong already."""
 _PLAUSIBLE_AREA = (50.0, 1000.0)
 """Pixels; the world's objects have 93 (a triangle about to grow) to 635 (a square that has grown)."""
-_SHARPEN, _SOFTNESS = 2.0, 1.25
-"""An object's coverage is made steeper around one half, then compared with outlines that fade over so many pixels: so a
-blurred object is judged by its half-way contour, as the eye does it, and not by its blur."""
+_SMOOTHING, _SHARPEN, _SOFTNESS = 0.6, 2.0, 1.25
+"""An object's coverage is smoothed by so many pixels, made steeper around one half, and compared with outlines that
+fade over so many pixels: a blurred object is judged by its half-way contour, as the eye does it, not by its blur; and
+the two-pixel steps of an mp4's colours do not count as corners."""
 _OUT = 45.0
 """Distance in RGB from the background of a pixel that is (partly) an object's; the palette's nearest colour has 118."""
 _LONGEST_STEP = 14.0
@@ -145,42 +146,48 @@ def _like(row: NDArray[np.int64], values: Floats) -> Masks:
     return (row >= 0).reshape(-1, *(1,) * (values.ndim - 1))
 
 
-def _measure_objects(video: Floats, backdrop: Backdrop) -> tuple[NDArray[np.int64], dict[str, Floats]]:
-    """Find and measure every object in every frame: frame numbers (k,) and `Track`'s columns, each (k, ...)."""
-    away = video - backdrop.fit[:, None]
-    distance = np.sqrt(np.einsum("cfhw,cfhw->fhw", away, away))
+def _find_objects(distance: Floats) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+    """Label what stands out in each frame: labels (f, h, w), and those of object size (k,), each at (frame, y, x)."""
     within_frames = np.zeros((3, 3, 3), bool)
     within_frames[1] = True
     labels = np.zeros(distance.shape, np.int32)
     scipy.ndimage.label(distance > _OUT, within_frames, output=labels)
     size = np.bincount(labels.reshape(-1))
-    boxes = scipy.ndimage.find_objects(labels)
-    kept = [label for label in range(1, len(size)) if _PLAUSIBLE_AREA[0] <= size[label] <= 1.6 * _PLAUSIBLE_AREA[1]]
-    frame = np.array([boxes[label - 1][0].start for label in kept], np.int64)
-    largest = sorted(range(len(kept)), key=lambda row: (frame[row], -size[kept[row]]))
-    largest = [row for place, row in enumerate(largest) if place < _MOST or frame[largest[place - _MOST]] != frame[row]]
-    kept, frame = [kept[row] for row in largest], frame[largest]
-    if not kept:
-        return frame, {name: np.zeros((0, *shape), np.float32) for name, shape in _COLUMNS.items()}
+    smallest, largest = _PLAUSIBLE_AREA
+    by_frame: dict[int, list[int]] = {}
+    places = {}
+    for label, box in enumerate(scipy.ndimage.find_objects(labels), start=1):
+        if smallest <= size[label] <= 1.6 * largest:  # a region holds every pixel that the object touches
+            by_frame.setdefault(box[0].start, []).append(label)
+            places[label] = [box[0].start, *((side.start + side.stop) // 2 for side in box[1:])]
+    kept = [label for here in by_frame.values() for label in sorted(here, key=lambda label: -size[label])[:_MOST]]
+    return labels, np.array(kept, np.int64), np.array([places[label] for label in kept], np.int64).reshape(-1, 3)
 
-    # Windows around every object: (k, window, window), with a border around the picture that belongs to nothing.
-    middle = [(box[1].start + box[1].stop) // 2 for box in (boxes[label - 1] for label in kept)]
-    center = [(box[2].start + box[2].stop) // 2 for box in (boxes[label - 1] for label in kept)]
-    rows = np.array(middle)[:, None, None] + _OFFSETS[:, None]
-    cols = np.array(center)[:, None, None] + _OFFSETS
+
+def _measure_objects(video: Floats, backdrop: Backdrop) -> tuple[NDArray[np.int64], dict[str, Floats]]:
+    """Find and measure every object in every frame: frame numbers (k,) and `Track`'s columns, each (k, ...)."""
+    away = video - backdrop.fit[:, None]
+    distance = np.sqrt(np.einsum("cfhw,cfhw->fhw", away, away))
+    labels, kept, places = _find_objects(distance)
+    if not len(kept):
+        return kept, {name: np.zeros((0, *shape), np.float32) for name, shape in _COLUMNS.items()}
+
+    # Windows around every object, (k, window, window); what lies outside the picture belongs to nothing.
+    frame, rows, cols = places[:, :, None, None].swapaxes(0, 1)
+    rows, cols = rows + _OFFSETS[:, None], cols + _OFFSETS
     inside = (rows >= 0) & (rows < HEIGHT) & (cols >= 0) & (cols < WIDTH)
-    at = (frame[:, None, None], np.clip(rows, 0, HEIGHT - 1), np.clip(cols, 0, WIDTH - 1))
-    own = (labels[at] == np.array(kept)[:, None, None]) & inside
+    at = (frame, np.clip(rows, 0, HEIGHT - 1), np.clip(cols, 0, WIDTH - 1))
+    own = (labels[at] == kept[:, None, None]) & inside
 
-    # The inside's mean colour, and from it how much of each pixel is the object's.
+    # The colour of an object's inside, and from it how much of each pixel is the object's.
     far = np.where(own, distance[at], 0)
-    core = (far > 0.8 * np.quantile(far.reshape(len(kept), -1), 0.995, axis=1)[:, None, None]).astype(np.float32)
+    core = (far > 0.8 * np.quantile(far, 0.995, axis=(1, 2), keepdims=True)).astype(np.float32)
     core /= core.sum((1, 2), keepdims=True)
-    pixels = video[:, at[0], at[1], at[2]]
-    ground = backdrop.fit[:, at[1], at[2]]
+    pixels, ground = video[:, *at], backdrop.fit[:, *at[1:]]
     color = np.einsum("ckhw,khw->kc", pixels, core)
     contrast = color.T[:, :, None, None] - ground
-    alpha = np.einsum("ckhw,ckhw->khw", pixels - ground, contrast) / np.einsum("ckhw,ckhw->khw", contrast, contrast)
+    full = np.maximum(np.einsum("ckhw,ckhw->khw", contrast, contrast), 1)
+    alpha = np.einsum("ckhw,ckhw->khw", pixels - ground, contrast) / full
     near = scipy.ndimage.maximum_filter(own.view(np.uint8), size=(1, 5, 5)) > 0
     alpha = np.clip(alpha, 0, 1) * (near & inside)
 
@@ -189,10 +196,12 @@ def _measure_objects(video: Floats, backdrop: Backdrop) -> tuple[NDArray[np.int6
     x, y = ((alpha * axis).sum((1, 2)) / area for axis in (px, py))
     dx, dy = (px - x[:, None, None]).astype(np.float32), (py - y[:, None, None]).astype(np.float32)
     angle = _angles(alpha, dx, dy)
-    likeness = np.stack([_overlap(alpha, shape, dx, dy, angle[:, index]) for index, shape in enumerate(SHAPES)], axis=1)
+    smooth = scipy.ndimage.gaussian_filter(alpha, _SMOOTHING, axes=(1, 2), truncate=2)
+    outline = np.clip((smooth - 0.5) * _SHARPEN + 0.5, 0, 1)
+    likeness = [_overlap(outline, shape, dx, dy, angle[:, index]) for index, shape in enumerate(SHAPES)]
     plausible = (area >= _PLAUSIBLE_AREA[0]) & (area <= _PLAUSIBLE_AREA[1])
-    columns = {"x": x, "y": y, "area": area, "color": color, "likeness": likeness, "angle": angle}
-    return frame[plausible], {name: values[plausible].astype(np.float32) for name, values in columns.items()}
+    columns = {"x": x, "y": y, "area": area, "color": color, "likeness": np.stack(likeness, axis=1), "angle": angle}
+    return places[plausible, 0], {name: values[plausible].astype(np.float32) for name, values in columns.items()}
 
 
 _COLUMNS: dict[str, tuple[int, ...]] = {
@@ -223,9 +232,8 @@ def _angles(alpha: Floats, dx: Floats, dy: Floats) -> Floats:
     return np.stack([turned[shape] for shape in SHAPES], axis=1)
 
 
-def _overlap(alpha: Floats, shape: Shape, dx: Floats, dy: Floats, angle: Floats) -> Floats:
-    """(k,): intersection over union of each object's outline and the shape of the same area at its angle."""
-    sharp = np.clip((alpha - 0.5) * _SHARPEN + 0.5, 0, 1)
-    radius = np.sqrt(sharp.sum((1, 2)) / AREA[shape])[:, None, None]
+def _overlap(outline: Floats, shape: Shape, dx: Floats, dy: Floats, angle: Floats) -> Floats:
+    """(k,): intersection over union of each object and the shape of its area at its angle."""
+    radius = np.sqrt(np.maximum(outline.sum((1, 2)), 1) / AREA[shape])[:, None, None]
     template = np.clip(0.5 - signed_distance(shape, dx, dy, radius, angle[:, None, None]) / _SOFTNESS, 0, 1)
-    return np.minimum(sharp, template).sum((1, 2)) / np.maximum(sharp, template).sum((1, 2))
+    return np.minimum(outline, template).sum((1, 2)) / np.maximum(outline, template).sum((1, 2))
