@@ -7,7 +7,20 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..errors import DataError
-from .world import BACKGROUNDS, MOTIONS, RELATIONS, Background, Color, Motion, Relation, Scene, Shape, Size, Thing
+from .world import (
+    BACKGROUNDS,
+    MOTIONS,
+    PAIR_MOTIONS,
+    RELATIONS,
+    Background,
+    Color,
+    Motion,
+    Relation,
+    Scene,
+    Shape,
+    Size,
+    Thing,
+)
 
 _T = TypeVar("_T")
 
@@ -179,7 +192,13 @@ _PHRASES = (
     *(word for table in (_SHAPE_WORDS, _COLOR_WORDS, _SIZE_WORDS) for words in table.values() for word in words),
     *(phrase for kind in BACKGROUNDS for phrase in _BACKGROUND_WORDS[kind]),
     *(phrase for relation in RELATIONS for phrase in _RELATION_PHRASES[relation]),
-    *(phrase for motion in MOTIONS for forms in _VERBS[motion] for phrase in forms),
+    *(
+        forms[form]
+        for motion in MOTIONS
+        for forms in _VERBS[motion]
+        for form in (_ONE, _MANY, _BEING)
+        if form != _MANY or motion in PAIR_MOTIONS
+    ),
 )
 VOCABULARY: tuple[str, ...] = tuple(sorted({word for phrase in _PHRASES for word in phrase.split()}))
 """Every word that a caption can hold, sorted."""
