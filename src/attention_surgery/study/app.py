@@ -22,7 +22,7 @@ LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 PAGE_PATHS = frozenset({"/", "/theme.css", "/favicon.ico", "/manifest.json", "/gradio_api/component_server/"})
 PAGE_FOLDERS = ("/videos/", "/assets/", "/static/")
 
-WHOLE_WINDOW = ".gradio-container, .gradio-container > *, .gradio-container main { padding: 0 !important; }"
+WHOLE_WINDOW = ".gradio-container :is(.main, main, .html-container) { padding: 0 !important; }"
 
 
 def study_app(store: StudyStore, config: StudyConfig) -> FastAPI:
@@ -106,8 +106,8 @@ def _reply(act: Callable[[], Progress]) -> dict[str, Any]:
 
 def _default_question(store: StudyStore) -> str:
     if any(pair.caption for pair in store.pairs):
-        return "Which video do you prefer, for how it looks and for how well it shows what the text says?"
-    return "Which video do you prefer, for how it looks and moves?"
+        return "Which video do you prefer, for its looks and for how well it fits the text?"
+    return "Which video do you prefer, for its looks and its motion?"
 
 
 class _OnlyThePage:

@@ -1,6 +1,7 @@
 """The settings of a study and of its report."""
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,9 +75,12 @@ class StudyConfig:
                 "baseline_name"
             )
         for field in ("title", "question"):
-            text = (getattr(self, field) or "").casefold()
-            if told := [name for name in (ours, baseline) if name.casefold() in text.split()]:
-                raise StudyError(f"{field} names the method {told[0]!r}, which raters must not see; reword it")
+            for name in (ours, baseline):
+                if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", getattr(self, field) or "", re.IGNORECASE):
+                    raise StudyError(
+                        f"{field} names the method {name!r}, which raters must not see; reword it, or call the method "
+                        "something else by ours_name or baseline_name"
+                    )
 
     def method_names(self) -> tuple[str, str]:
         """What the report calls ours and the baseline."""
