@@ -11,7 +11,7 @@ from attention_surgery.study.config import StudyConfig
 NAMES = ("a red kite-0.mp4", "a slow tram-0.mp4", "two owls-0.mp4", "wet snow-0.mp4")
 
 
-def write_clip(path: Path, shade: int, *, frames: int = 12, size: tuple[int, int] = (48, 80), fps: int = 16) -> None:
+def write_clip(path: Path, shade: int, *, frames: int = 6, size: tuple[int, int] = (48, 80), fps: int = 16) -> None:
     time, row, column = np.ogrid[:frames, : size[0], : size[1]]
     clip = np.stack(np.broadcast_arrays(3 * column + 9 * time, 3 * row + shade, shade), axis=-1)
     write_video(path, (clip % 256).astype(np.uint8), fps=fps)

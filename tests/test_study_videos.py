@@ -98,7 +98,7 @@ def test_a_video_that_browsers_do_not_play_is_named(root):
 def test_a_pair_that_can_be_told_apart_by_its_format_is_named(root, other):
     write_clip(root / "secret-teacher" / NAMES[1], 9, **other)
     message = refusal(root)
-    assert NAMES[1] in message and "80x48, 12 frames at 16 per second" in message
+    assert NAMES[1] in message and "80x48, 6 frames at 16 per second" in message
 
 
 def test_links_that_leave_their_folder_are_named(root):
