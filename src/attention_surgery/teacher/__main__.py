@@ -1,6 +1,7 @@
 """`python -m attention_surgery.teacher train|evaluate|install`: needs nothing but torch, diffusers and transformers."""
 
 import argparse
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -24,6 +25,10 @@ def main() -> None:
     train.add_argument("--recipe", choices=("gpu", "cpu"), default="gpu")
     train.add_argument("--scratch", type=Path, help="where the rendered clips go")
     train.add_argument("--slice-minutes", type=float, default=float("inf"))
+    train.add_argument("--start-from", type=Path, help="a finished pipeline whose weights to start from")
+    train.add_argument("--vae-minutes", type=float)
+    train.add_argument("--diffusion-minutes", type=float)
+    train.add_argument("--batch", type=int)
     evaluate = commands.add_parser("evaluate", help="sample 200 seen and 100 held-out captions, and judge them")
     evaluate.add_argument("pipeline", type=Path)
     evaluate.add_argument("folder", type=Path)
@@ -37,7 +42,15 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.command == "train":
         config = CPU if arguments.recipe == "cpu" else TeacherConfig()
-        train_teacher(config, arguments.folder, scratch=arguments.scratch, slice_minutes=arguments.slice_minutes)
+        changes = {name: getattr(arguments, name) for name in ("vae_minutes", "diffusion_minutes", "batch")}
+        config = dataclasses.replace(config, **{name: value for name, value in changes.items() if value is not None})
+        train_teacher(
+            config,
+            arguments.folder,
+            scratch=arguments.scratch,
+            slice_minutes=arguments.slice_minutes,
+            start_from=arguments.start_from,
+        )
     elif arguments.command == "evaluate":
         _evaluate(arguments)
     else:

@@ -18,30 +18,62 @@ def train_autoencoder(
     vae: AutoencoderKLWan, frames: Tensor, config: TeacherConfig, device: torch.device, report: Report
 ) -> None:
     """Fit `vae` to windows of the clips for `config.vae_minutes`, in place: L1, squared error and a little KL."""
-    vae.to(device).train()
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=config.vae_lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    vae.to(device).train().requires_grad_(True)
+    on_gpu = device.type == "cuda"
+    lr = torch.tensor(0.0, device=device)
+    optimizer = torch.optim.AdamW(
+        vae.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4, foreach=on_gpu, capturable=on_gpu
+    )
+    clip = torch.empty(config.vae_batch, config.vae_window, *frames.shape[2:], dtype=torch.uint8, device=device)
+
+    def update() -> tuple[Tensor, Tensor]:
+        optimizer.zero_grad(set_to_none=True)
+        target = to_unit(clip)
+        with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu, cache_enabled=False):
+            posterior = vae.encode(target).latent_dist
+            decoded = vae.decode(posterior.sample()).sample
+        error = decoded.float() - target
+        mse = error.square().mean()
+        loss = error.abs().mean() + 5 * mse + 1e-5 * posterior.kl().mean() / target[0].numel()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0, foreach=True)
+        optimizer.step()
+        return loss.detach(), mse.detach()
+
     generator = torch.Generator().manual_seed(config.seed)
     start, step = time.monotonic(), 0
+    replay = update
     while (used := (time.monotonic() - start) / (60 * config.vae_minutes)) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = config.vae_lr * min(1.0, (step + 1) / 50) * (1 - used)
+        lr.fill_(config.vae_lr * min(1.0, (step + 1) / 50) * (1 - used))
         index = torch.randint(len(frames), (config.vae_batch,), generator=generator)
         first = int(torch.randint(frames.shape[1] - config.vae_window + 1, (1,), generator=generator))
-        clip = to_unit(frames[index, first : first + config.vae_window].to(device, non_blocking=True))
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            posterior = vae.encode(clip).latent_dist
-            decoded = vae.decode(posterior.sample()).sample
-        error = decoded.float() - clip
-        loss = error.abs().mean() + 2 * error.square().mean() + 1e-5 * posterior.kl().mean() / clip[0].numel()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
+        clip.copy_(frames[index, first : first + config.vae_window])
+        if on_gpu and step == 5:
+            replay = _captured(update)
+        loss, mse = replay()
         step += 1
-        if step % 50 == 0:
-            mse = error.square().mean().item()
-            report({"step": step, "loss": loss.item(), "psnr": -10 * math.log10(mse / 4), "used": used})
+        if step % 100 == 0:
+            report({"step": step, "loss": loss.item(), "psnr": -10 * math.log10(mse.item() / 4), "used": used})
     vae.eval().requires_grad_(False)
+
+
+def _captured(update: Callable[[], tuple[Tensor, Tensor]]) -> Callable[[], tuple[Tensor, Tensor]]:
+    """`update` as a CUDA graph: the causal autoencoder is thousands of small kernels, whose launches take most time."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            update()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = update()
+
+    def replay() -> tuple[Tensor, Tensor]:
+        graph.replay()
+        return results
+
+    return replay
 
 
 @torch.no_grad()

@@ -33,11 +33,11 @@ class TeacherConfig:
     ffn: int = 1024
     text_width: int = 128
     text_layers: int = 2
-    vae_width: int = 24
+    vae_width: int = 16
     latent_channels: int = 8
-    clips: int = 48_000
-    vae_minutes: float = 1.8
-    diffusion_minutes: float = 5.2
+    clips: int = 36_000
+    vae_minutes: float = 2.2
+    diffusion_minutes: float = 4.5
     vae_batch: int = 96
     vae_window: int = 9
     batch: int = 256

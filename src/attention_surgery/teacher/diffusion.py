@@ -52,7 +52,7 @@ def train_diffusion(
     Returns the averaged weights, and whether the time is used up. A run that stopped, after `slice_minutes` or by
     force, goes on from `checkpoint`.
     """
-    model.to(device).train()
+    model.to(device).train().requires_grad_(True)
     average = copy.deepcopy(model).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.01)
     generator = torch.Generator(device).manual_seed(config.seed)

@@ -9,7 +9,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKLWan, WanPipeline
 from diffusers.configuration_utils import FrozenDict
 
 from .. import shapes
@@ -31,6 +31,7 @@ def train_teacher(
     device: str = "auto",
     scratch: Path | None = None,
     slice_minutes: float = float("inf"),
+    start_from: Path | None = None,
 ) -> bool:
     """Train in `folder`; the finished pipeline is at `folder/tiny-wan`, in bfloat16.
 
@@ -40,6 +41,8 @@ def train_teacher(
         device: "auto" takes a GPU if there is one.
         scratch: where the rendered clips go (about 0.2 MB each); default `folder/clips`.
         slice_minutes: stop the diffusion training after this long; call again to go on.
+        start_from: a finished pipeline of the same sizes whose weights all trainings start from, for a machine that the
+            checkpoints of an earlier run could not be brought to.
 
     Returns:
         Whether the training is complete.
@@ -78,7 +81,7 @@ def train_teacher(
     if (vae_folder / "config.json").exists():
         vae = AutoencoderKLWan.from_pretrained(vae_folder).to(at).eval().requires_grad_(False)
     else:
-        vae = build_vae(config)
+        vae = build_vae(config) if start_from is None else AutoencoderKLWan.from_pretrained(start_from / "vae")
         train_autoencoder(vae, frames, config, at, lambda row: log(stage="autoencoder", **row))
         heldout = [clip.frames for clip in shapes.render(64, seed=HELDOUT_SEED, split="heldout")]
         log(stage="autoencoder", heldout_psnr=psnr(vae, torch.stack([torch.from_numpy(f) for f in heldout]), at))
@@ -93,6 +96,14 @@ def train_teacher(
     tokenizer = build_tokenizer()
     torch.manual_seed(config.seed + 1)
     model = Diffusion(build_text_encoder(config, len(tokenizer)), build_transformer(config))
+    if start_from is not None:
+        earlier = WanPipeline.from_pretrained(start_from, torch_dtype=torch.float32)
+        model.transformer.load_state_dict(earlier.transformer.state_dict())
+        words = earlier.tokenizer.get_vocab()
+        rows = torch.tensor([words[word] for word in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))])
+        embeddings = ("shared.weight", "encoder.embed_tokens.weight")
+        state = earlier.text_encoder.state_dict()
+        model.text_encoder.load_state_dict(state | {name: state[name][rows] for name in embeddings})
     log(stage="diffusion", parameters=sum(parameter.numel() for parameter in model.parameters()))
     average, complete = train_diffusion(
         model,
