@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter1d
 
 from ..errors import DataError
 from .drawing import AREA
@@ -163,7 +164,8 @@ def _motion(track: Track, shape: Shape | None) -> tuple[Motion | None, bool]:
     seen = track.present
     if seen.mean() < _SEEN:
         return None, False
-    x, y, area = track.x[seen], track.y[seen], track.area[seen]
+    # Jerks cost motion_smoothness; they do not make another kind of motion.
+    x, y, area = (uniform_filter1d(values[seen], 3, mode="nearest") for values in (track.x, track.y, track.area))
     ends = [values[-2:].mean() - values[:2].mean() for values in (x, y)]
     spans = [np.ptp(values) for values in (x, y)]
     way, span = np.hypot(*ends), max(spans)

@@ -136,12 +136,12 @@ def track_objects(video: Floats, backdrop: Backdrop) -> list[Track]:
                 if step[which, match] <= _LONGEST_STEP:
                     rows[now, which] = last[which] = found[match]
     return [
-        Track(**{name: np.where(_like(row, values), values[row], np.nan) for name, values in columns.items()})
+        Track(**{name: np.where(_found(row, values), values[row], np.nan) for name, values in columns.items()})
         for row in rows.T
     ]
 
 
-def _like(row: NDArray[np.int64], values: Floats) -> Masks:
+def _found(row: NDArray[np.int64], values: Floats) -> Masks:
     """Whether a row is there, shaped to choose among the rows of `values`."""
     return (row >= 0).reshape(-1, *(1,) * (values.ndim - 1))
 

@@ -81,7 +81,11 @@ def train_teacher(
     if (vae_folder / "config.json").exists():
         vae = AutoencoderKLWan.from_pretrained(vae_folder).to(at).eval().requires_grad_(False)
     else:
-        vae = build_vae(config) if start_from is None else AutoencoderKLWan.from_pretrained(start_from / "vae")
+        vae = (
+            build_vae(config)
+            if start_from is None
+            else AutoencoderKLWan.from_pretrained(start_from / "vae", torch_dtype=torch.float32)
+        )
         train_autoencoder(vae, frames, config, at, lambda row: log(stage="autoencoder", **row))
         heldout = [clip.frames for clip in shapes.render(64, seed=HELDOUT_SEED, split="heldout")]
         log(stage="autoencoder", heldout_psnr=psnr(vae, torch.stack([torch.from_numpy(f) for f in heldout]), at))
