@@ -151,6 +151,21 @@ def test_frames_out_of_order_are_not_smooth(clips):
     assert scores["motion"] <= 0.05
 
 
+def test_a_jerky_path_costs_smoothness_and_is_still_its_kind_of_motion(clips):
+    rng = np.random.default_rng(0)
+
+    def jerk(frames):
+        steps = rng.normal(0, 0.8, (len(frames), 2))
+        shifted = [
+            scipy.ndimage.shift(f, (*step, 0), order=1, mode="nearest") for f, step in zip(frames, steps, strict=True)
+        ]
+        return np.stack(shifted)
+
+    scores = altered(clips[:60], jerk)
+    assert scores["motion"] >= 0.95
+    assert scores["motion_smoothness"] <= 0.8
+
+
 def test_a_subject_that_vanishes_or_changes_is_not_consistent(clips):
     def vanish(frames):
         return np.concatenate([frames[:9], np.zeros_like(frames[9:]) + np.float32(world.SLATE)])

@@ -171,13 +171,13 @@ def _motion(track: Track, shape: Shape | None) -> tuple[Motion | None, bool]:
     way, span = np.hypot(*ends), max(spans)
     path = np.hypot(np.diff(x), np.diff(y)).sum()
     growth = area[-2:].mean() / area[:2].mean()
-    turn = 0.0
+    turned = 0.0
     if shape is not None and shape != "circle":
         period = 2 * np.pi / (3 if shape == "triangle" else 4)
         angle = np.unwrap(track.angle[seen, SHAPES.index(shape)], period=period)
-        turn = abs(angle[-2:].mean() - angle[:2].mean())
+        turned = abs(angle[-2:].mean() - angle[:2].mean())
 
-    grown, turned = max(growth, 1 / growth), turn
+    grown = max(growth, 1 / growth)
     moves = bool(span > STILL or grown > _GROWN_LITTLE or turned > _TURNED_LITTLE)
     kinds: list[Motion] = []
     if way >= MOVED and way >= 0.7 * path and min(map(abs, ends)) <= 0.5 * max(map(abs, ends)):
@@ -193,7 +193,7 @@ def _motion(track: Track, shape: Shape | None) -> tuple[Motion | None, bool]:
     return (kinds[0] if len(kinds) == 1 else None), moves
 
 
-def _falls_and_rises(y: Floats) -> bool:
+def _falls_and_rises(y: NDArray[np.floating]) -> bool:
     """Whether the lowest point (the largest y) lies in the middle half of the time, far below both ends."""
     lowest = int(y.argmax())
     quarter = len(y) // 4
