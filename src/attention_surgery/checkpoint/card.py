@@ -1,0 +1,56 @@
+"""The model card of a hybrid checkpoint."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ..models import HybridWanTransformer3DModel
+from .identity import base_name
+
+REMOTE_CODE = '''"""Loads this checkpoint through attention-surgery: pip install attention-surgery"""
+
+from attention_surgery import HybridWanTransformer3DModel
+
+__all__ = ["HybridWanTransformer3DModel"]
+'''
+
+
+def model_card(model: HybridWanTransformer3DModel, *, weights: str, provenance: Mapping[str, Any]) -> str:
+    """Markdown: which blocks are hybrid at which rates, with their errors and the cost where `provenance` has them."""
+    config = model.hybrid_config
+    errors: Mapping[str, Mapping[str, float]] = provenance.get("errors", {})
+    rows = []
+    for block in range(len(model.blocks)):
+        rate = config.rates.get(block, 1)
+        error = errors.get(str(block), {}).get(str(rate))
+        name = "softmax" if rate == 1 else "linear" if rate == "linear" else f"R = {rate}"
+        rows.append(f"| {block} | {name} | {'' if error is None else f'{error:.4f}'} |")
+    cost = provenance.get("cost")
+    base = base_name(model)
+    rest = {key: value for key, value in provenance.items() if key not in ("errors", "cost")}
+    made = f"\n## How it was made\n\n```json\n{json.dumps(rest, indent=2)}\n```\n" if rest else ""
+    costs = "" if cost is None else f" The blocks keep {100 * cost:.1f} % of their all-softmax cost."
+    holds = "all weights" if weights == "all" else "the feature maps only; the base model is loaded with them"
+    return f"""---
+library_name: diffusers
+pipeline_tag: text-to-video
+tags: [attention-surgery, hybrid-attention]
+---
+
+# Hybrid attention for {base or "a Wan transformer"}
+
+{len(config.rates)} of {len(model.blocks)} self-attention layers are hybrid: softmax attention on every R-th token and
+learned linear attention on the rest (normalizer "{config.normalizer}", pattern "{config.pattern}", φ of degree
+{config.degree} and {config.layers} layers).{costs} This checkpoint holds {holds}.
+
+```python
+import attention_surgery as asg
+from diffusers import WanPipeline
+
+pipe = WanPipeline.from_pretrained("{base or "BASE"}", transformer=asg.from_pretrained("THIS_REPO"))
+```
+
+| block | attention | error after distillation |
+|---|---|---|
+{chr(10).join(rows)}
+{made}"""

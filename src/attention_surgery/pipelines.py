@@ -1,0 +1,40 @@
+"""Loading a diffusers Wan pipeline, by path, hub id, or as the embedded tiny one."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from .errors import ModelError
+
+EMBEDDED = "tiny-wan"
+"""The name that stands for the pipeline that ships with this library."""
+
+
+def resolve_base(base: str | Path) -> str:
+    """The folder of the embedded pipeline for "tiny-wan"; anything else (a folder, a hub id) as it is."""
+    if str(base) != EMBEDDED:
+        return str(base)
+    from .teacher import tiny_wan
+
+    return str(tiny_wan())
+
+
+def resolve_device(device: str) -> torch.device:
+    """A torch device; "auto" is the first GPU, or the CPU where there is none."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def load_pipeline(base: str | Path, *, dtype: torch.dtype, device: str = "auto", **components: Any) -> Any:
+    """Load `base` in `dtype` onto `device`; `components` (such as transformer=…) take the place of its own.
+
+    Raises:
+        ModelError: `base` is no pipeline that holds a Wan transformer.
+    """
+    pipe = DiffusionPipeline.from_pretrained(resolve_base(base), torch_dtype=dtype, **components)
+    if "transformer" not in pipe.components or "Wan" not in type(pipe.transformer).__name__:
+        raise ModelError(f"{base} is a {type(pipe).__name__}; expected a pipeline with a Wan transformer")
+    return pipe.to(resolve_device(device))
