@@ -18,7 +18,7 @@ def draw_preferences(report: StudyReport) -> Figure:
     places = [-float(index) for index in range(len(rows))]
     if len(rows) > 1:
         places[-1] -= 0.4
-    figure = Figure(figsize=(10, 1.7 + 0.42 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(10, 1.9 + 0.42 * len(rows)), layout="constrained")
     shares, net = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     for row, place in zip(rows, places, strict=True):
         found, left = row.preference, 0.0
@@ -38,7 +38,7 @@ def draw_preferences(report: StudyReport) -> Figure:
     shares.get_yticklabels()[-1].set_fontweight("bold")
     shares.set_xlim(0, 100)
     shares.set_ylim(places[-1] - 0.6, 0.6)
-    shares.set_xlabel("share of votes, %  (number of votes beside the name)")
+    shares.set_xlabel("share of votes, %\n(number of votes beside the name)")
     shares.legend(
         handles=[shares.barh(0, 0, color=colour) for colour in (OURS, TIE, BASELINE)],
         labels=[f"prefers {report.ours_name}", "no preference", f"prefers {report.baseline_name}"],
@@ -55,11 +55,10 @@ def draw_preferences(report: StudyReport) -> Figure:
     reach = max(
         abs(bound) for row in rows for bound in (*(row.net_interval or ()), row.preference.net, report.margin or 0)
     )
-    net.set_xlim(-105 * max(reach, 0.1), 105 * max(reach, 0.1))
-    net.tick_params(axis="y", length=0)
-    intervals = f", {report.confidence:.0%} interval" if report.total.net_interval is not None else ""
-    band = "; band: margin" if report.margin is not None else ""
-    net.set_xlabel(f"net preference, points{intervals}{band}")
+    net.set_xlim(-105 * max(reach, 0.3), 105 * max(reach, 0.3))
+    drawn = [f"{report.confidence:.0%} interval"] if report.total.net_interval is not None else []
+    drawn += ["band: margin"] if report.margin is not None else []
+    net.set_xlabel("\n".join(["net preference, points", "; ".join(drawn)]).strip())
     net.annotate(
         f"← {report.baseline_name}", (0, 1.02), xycoords="axes fraction", ha="left", va="bottom", color=BASELINE
     )

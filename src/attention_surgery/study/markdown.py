@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def format_markdown(report: StudyReport) -> str:
-    ours, baseline = report.ours_name, report.baseline_name
+    ours, baseline = _escape(report.ours_name), _escape(report.baseline_name)
     level = f"{report.confidence:.0%}"
     total = report.total
     lines = [
@@ -25,7 +25,7 @@ def format_markdown(report: StudyReport) -> str:
     ]
     for row in report.rows:
         shares = (row.preference.win_share, row.preference.tie_share, row.preference.loss_share)
-        cells = [row.dimension, *(f"{100 * share:.1f}" for share in shares), str(row.preference.votes)]
+        cells = [_escape(row.dimension), *(f"{100 * share:.1f}" for share in shares), str(row.preference.votes)]
         lines.append(f"| {' | '.join(_strong(cells, row is total))} |")
     lines += [
         "",
@@ -40,7 +40,7 @@ def format_markdown(report: StudyReport) -> str:
     for row in report.rows:
         found = row.preference
         cells = [
-            row.dimension,
+            _escape(row.dimension),
             f"{found.wins} / {found.ties} / {found.losses}",
             _percent(found.win_share, found.win_interval),
             _percent(found.tie_share, found.tie_interval),
@@ -65,8 +65,9 @@ def _findings(report: StudyReport) -> list[str]:
             "No difference detected, which is not yet equality" if found.p_value >= alpha else "The methods differ"
         )
         findings.append(
-            f"{verdict}: without ties, {report.ours_name} wins {_percent(found.win_rate, found.win_rate_interval)} % "
-            f"(exact p = {_p(found.p_value)}, taking every vote as independent)."
+            f"{verdict}: without ties, {_escape(report.ours_name)} wins "
+            f"{_percent(found.win_rate, found.win_rate_interval)} % (exact p = {_p(found.p_value)}, "
+            "taking every vote as independent)."
         )
     if total.net_interval is None:
         findings.append(
@@ -90,14 +91,17 @@ def _findings(report: StudyReport) -> list[str]:
     if decided := report.left + report.right:
         low, high = wilson_interval(report.left, decided, confidence=report.confidence)
         findings.append(
-            f"Video A, shown first, won {_percent(report.left / decided, (low, high))} % of the votes without ties; "
+            f"Video A, on the left, won {_percent(report.left / decided, (low, high))} % of the votes without ties; "
             "sides were balanced for every rater, so a habit of side favours neither method."
         )
     return findings
 
 
+def _escape(name: str) -> str:
+    return name.replace("|", "\\|")
+
+
 def _strong(cells: list[str], strong: bool) -> list[str]:
-    cells = [cell.replace("|", "\\|") for cell in cells]
     return [f"**{cell}**" for cell in cells] if strong else cells
 
 
