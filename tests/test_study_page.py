@@ -341,6 +341,20 @@ def test_a_double_click_and_a_reload_count_once(browser, server):
         at_pair(page, len(done) + 1)
 
 
+def test_videos_that_do_not_load_are_tried_again(browser, server):
+    with opened(browser, server) as page:
+        page.route("**/videos/*", lambda route: route.abort())
+        page.wait_for_selector(".study[data-screen=enter]")
+        page.fill("#rater", "patchy")
+        page.keyboard.press("Enter")
+        page.wait_for_function("document.querySelector('.hint')?.textContent.startsWith('A video does not load')")
+        page.keyboard.press("a")
+        page.unroute("**/videos/*")
+        unlocked(page)
+        at_pair(page, 1)
+    assert [vote for vote in server.votes() if vote.rater == "patchy"] == []
+
+
 def test_two_raters_at_once(browser, server):
     with opened(browser, server) as anna, opened(browser, server) as ben:
         enter(anna, "anna")

@@ -13,7 +13,7 @@ let shownAt = 0;
 let watched = false; // both played to their end
 let sending = false;
 let wantsPlay = false; // what the rater asked for; a video that buffers holds both back
-let failed = false; // a video does not play here
+let failed = false; // a video does not load
 
 find(".heading").textContent = props.heading;
 find(".question").textContent = props.question;
@@ -48,6 +48,7 @@ async function answer(choice) {
   const token = question.token;
   const state = await call(() => server.vote({ token, choice }));
   sending = false;
+  if (question?.token !== token) return; // left in the meantime
   if (state.error) {
     find(".hint").textContent = state.error;
     return;
@@ -85,7 +86,7 @@ function refresh() {
   for (const button of answers) button.disabled = shut;
   root.toggleAttribute("data-playing", wantsPlay);
   if (!question) return;
-  if (failed) find(".hint").textContent = "This pair does not play in this browser. Please tell whoever runs the study.";
+  if (failed) find(".hint").textContent = "A video does not load; trying again…";
   else if (sending) find(".hint").textContent = "Saving…";
   else if (shut && props.watch_fully && !watched) find(".hint").textContent = "Watch both to the end to answer.";
   else find(".hint").textContent = "";
@@ -155,8 +156,11 @@ for (const video of videos) {
     root.style.setProperty("--ratio", `${video.videoWidth} / ${video.videoHeight}`);
   });
   video.addEventListener("error", () => {
-    if (question) failed = true;
+    if (!question || failed) return;
+    failed = true;
     refresh();
+    const asked = question;
+    setTimeout(() => question === asked && load(asked), 1500);
   });
 }
 
