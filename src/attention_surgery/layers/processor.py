@@ -1,5 +1,6 @@
 """The attention processor of a converted self-attention layer: stock projections, hybrid attention."""
 
+import torch
 from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor, nn
 
@@ -60,6 +61,8 @@ class HybridAttnProcessor(nn.Module):
                 "hybrid attention does not run under context parallelism; call revert_(model) or use one device"
             )
         q, k, v = project_qkv(attn, hidden_states, rotary_emb)
+        if torch.is_autocast_enabled(q.device.type):  # QK-norm is float32 there, while attention is not
+            q, k = q.type_as(v), k.type_as(v)
         y = hybrid_attention(
             q,
             k,

@@ -1,0 +1,128 @@
+"""Latents and text embeddings on disk, computed once by the pipeline's own encoders."""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..errors import DataError
+from ..files import digest, write_tensors
+from ..progress import progress
+from .config import FinetuneConfig
+from .dataset import Entry, load_clip
+
+logger = logging.getLogger("attention_surgery")
+
+
+class LatentCache:
+    """One safetensors file per video, named by the digest of its bytes, its caption and the settings that matter.
+
+    A changed video, caption or setting therefore has another name, and nothing stale is ever read. The processes share
+    the work; a run that is killed goes on where it was.
+
+    Args:
+        folder: of the files.
+        pipe: encodes what is missing.
+        entries: videos and captions.
+        config: shape, frame rate and text length.
+
+    Raises:
+        DataError: videos that cannot be used, all of them named at once, unless `config.skip_bad`.
+    """
+
+    def __init__(self, folder: Path, pipe: Any, entries: Sequence[Entry], config: FinetuneConfig) -> None:
+        self.folder, self.pipe, self.config = folder, pipe, config
+        self.length = config.max_sequence_length
+        folder.mkdir(parents=True, exist_ok=True)
+        state = PartialState()
+        settings = {
+            name: getattr(config, name) for name in ("num_frames", "height", "width", "fps", "max_sequence_length")
+        }
+        settings["encoders"] = _encoder_digest(pipe)
+        self.files = [folder / f"{_name(entry, settings)}.safetensors" for entry in entries]
+        self.empty_file = folder / f"{digest(['', settings])}.safetensors"
+        mine = [
+            (entry, file)
+            for entry, file in list(zip(entries, self.files, strict=True))[state.process_index :: state.num_processes]
+            if not file.exists()
+        ]
+        faults: list[str] = []
+        unused = 0.0
+        with progress("encode videos", len(mine)) as advance:
+            for entry, file in mine:
+                try:
+                    unused += self._encode(entry, file)
+                except DataError as error:
+                    faults.append(str(error))
+                advance("")
+        if state.is_main_process and not self.empty_file.exists():
+            write_tensors(self.empty_file, {"text": self._embed("")})
+        state.wait_for_everyone()
+        if unused:
+            logger.warning("%.1f seconds of video follow the frames that are trained on, and are not used", unused)
+        absent = [entry.path.name for entry, file in zip(entries, self.files, strict=True) if not file.exists()]
+        if absent and not config.skip_bad:
+            raise DataError(f"{len(absent)} of {len(entries)} videos cannot be used: {'; '.join(faults) or absent}")
+        if absent:
+            logger.warning("skipped %d of %d videos that cannot be used: %s", len(absent), len(entries), absent)
+        self.files = [file for file in self.files if file.exists()]
+        self.empty = self._pad(load_file(self.empty_file)["text"])
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Latents (c f h w), normalised as the transformer takes them, and text embedding (l d), zero-padded."""
+        try:
+            tensors = load_file(self.files[index])
+        except SafetensorError as error:
+            raise DataError(f"{self.files[index]} is damaged ({error}); delete it, and it is made again") from error
+        return tensors["latents"], self._pad(tensors["text"])
+
+    @torch.no_grad()
+    def _encode(self, entry: Entry, file: Path) -> float:
+        config = self.config
+        clip = load_clip(
+            entry.path, num_frames=config.num_frames, height=config.height, width=config.width, fps=config.fps
+        )
+        vae, device = self.pipe.vae, self.pipe._execution_device
+        video = torch.from_numpy(clip.frames).permute(3, 0, 1, 2)[None].to(device, vae.dtype) / 127.5 - 1
+        latents = vae.encode(video).latent_dist.mode().float()
+        shape = (1, -1, 1, 1, 1)
+        mean = torch.tensor(vae.config.latents_mean, device=device).view(shape)
+        deviation = torch.tensor(vae.config.latents_std, device=device).view(shape)
+        tensors = {"latents": ((latents - mean) / deviation)[0].cpu(), "text": self._embed(entry.caption)}
+        write_tensors(file, tensors)
+        return clip.dropped_seconds
+
+    @torch.no_grad()
+    def _embed(self, caption: str) -> Tensor:
+        """Embedding of a caption without the zeros that the pipeline appends."""
+        embedding, _ = self.pipe.encode_prompt(
+            caption, do_classifier_free_guidance=False, max_sequence_length=self.length
+        )
+        used = int(embedding[0].abs().sum(dim=-1).nonzero().max()) + 1
+        return embedding[0, :used].float().cpu()
+
+    def _pad(self, text: Tensor) -> Tensor:
+        return torch.nn.functional.pad(text, (0, 0, 0, self.length - len(text)))
+
+
+def _name(entry: Entry, settings: dict[str, Any]) -> str:
+    with open(entry.path, "rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    return digest([content, entry.caption, settings])
+
+
+def _encoder_digest(pipe: Any) -> str:
+    """Tells two pipelines' encoders apart by their configs and a few weights."""
+    configs = [dict(pipe.vae.config).get("z_dim"), pipe.vae.config.latents_mean, pipe.text_encoder.config.d_model]
+    weights = [float(next(module.parameters()).detach().float().sum()) for module in (pipe.vae, pipe.text_encoder)]
+    return digest([configs, [f"{weight:.4e}" for weight in weights]])

@@ -1,0 +1,86 @@
+"""Checkpoints of a fine-tuning: whole or absent, the last few kept."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+
+from ..errors import RunError
+from ..files import read_json, read_jsonl, write_json, write_text
+
+
+def claim(folder: Path, settings: dict[str, Any], resume: bool) -> None:
+    """Tie `folder` to these settings, or check that they are its own. RunError otherwise; nothing is written then."""
+    file = folder / "config.json"
+    if not file.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise RunError(f"{folder} is not empty and holds no fine-tuning run; give another output_dir")
+        write_json(file, settings)
+        return
+    if not resume:
+        raise RunError(f"{folder} holds a fine-tuning run; pass resume=True to go on, or another output_dir")
+    before = read_json(file)
+    changed = [
+        f"{key}: {before.get(key)!r} → {settings.get(key)!r}"
+        for key in sorted(before.keys() | settings.keys())
+        if before.get(key) != settings.get(key)
+    ]
+    if changed:
+        raise RunError(f"{folder} was made with other settings ({'; '.join(changed)}); give another output_dir")
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    return sorted(path for path in (folder / "checkpoints").glob("step-*") if (path / "done").exists())
+
+
+def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, ema: EMAModel | None, keep: int) -> None:
+    """Write weights, optimizer, random states and averages under a temporary name, then rename; drop the oldest.
+
+    Raises:
+        RunError: it could not be written, for example on a full disk; the last checkpoint stands.
+    """
+    final = folder / "checkpoints" / f"step-{step:07d}"
+    staging = final.with_name(f".{final.name}")
+    try:
+        if accelerator.is_main_process:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(staging))
+        if accelerator.is_main_process:
+            if ema is not None:
+                torch.save(ema.state_dict(), staging / "ema.pt")
+            (staging / "done").touch()
+            shutil.rmtree(final, ignore_errors=True)
+            staging.rename(final)
+            for old in checkpoints(folder)[:-keep]:
+                shutil.rmtree(old)
+    except (OSError, RuntimeError) as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise RunError(
+            f"the checkpoint of step {step} cannot be written to {final}: {error}; earlier ones stand"
+        ) from error
+    accelerator.wait_for_everyone()
+
+
+def load_checkpoint(accelerator: Accelerator, folder: Path, ema: EMAModel | None) -> int:
+    """Load the last whole checkpoint into what `accelerator` holds; return its step, 0 if there is none."""
+    found = checkpoints(folder)
+    if not found:
+        return 0
+    accelerator.load_state(str(found[-1]))
+    if ema is not None:
+        ema.load_state_dict(torch.load(found[-1] / "ema.pt", map_location=accelerator.device, weights_only=True))
+    return int(found[-1].name.removeprefix("step-"))
+
+
+def trim_log(file: Path, step: int) -> None:
+    """Drop what a run that was killed had logged after the checkpoint that it goes on from."""
+    if file.exists():
+        rows = [row for row in read_jsonl(file) if row["step"] < step or ("loss" in row and row["step"] == step)]
+        write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
