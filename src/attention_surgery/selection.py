@@ -1,14 +1,15 @@
 """Choosing a rate per block (§3.3, Eq. 8): a multiple-choice knapsack, solved exactly, and its whole Pareto front.
 
-Errors and costs are floats, which are integers over a common power of two; on these integers sums, comparisons and ties
-are exact. (A mixed-integer solver is not: with its tolerances it takes one of two choices whose errors differ by 1e-7
-for the other.) Blocks are added one by one to the set of choices that none other beats in both error and cost; on Wan's
-30 or 40 blocks, which all cost the same, that set has about a thousand members.
+Errors and costs are taken as the decimals that they print as, which are integers over a common denominator. On these
+integers sums, comparisons and ties are exact, where floats find 0.1 + 0.2 above 0.3 and a mixed-integer solver takes
+errors that differ by 1e-7 for equal. Blocks are added one by one to the set of choices that none other beats in both
+error and cost; on Wan's 30 or 40 blocks, which all cost the same, that set has about a thousand members.
 """
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from .errors import SelectionError
@@ -17,7 +18,10 @@ from .rates import Rate, check_rate, parse_rate
 Table = Mapping[int, Mapping[Rate, float]]
 """block → rate → value."""
 
-MAX_POINTS = 1_000_000
+Point = tuple[int, int, Any]
+"""Cost, error, and the path there: (path through the blocks before, rank of this block's rate), None at the start."""
+
+MAX_POINTS = 250_000
 """Most choices held at once; only tables made to defeat the method come near it."""
 
 
@@ -48,7 +52,7 @@ class Selection:
         expected = {"rates", "error", "cost", "budget"}
         if set(values) != expected:
             raise SelectionError(f"a selection has the entries {sorted(expected)}; got {sorted(values)}")
-        rates = {int(block): parse_rate(str(rate)) for block, rate in values["rates"].items()}
+        rates: dict[int, Rate] = {int(block): parse_rate(str(rate)) for block, rate in values["rates"].items()}
         return cls(rates=rates, error=values["error"], cost=values["cost"], budget=values["budget"])
 
 
@@ -69,8 +73,8 @@ def select_rates(errors: Table, costs: Table, *, budget: float) -> Selection:
         SelectionError: a budget below every choice (the message names the smallest that can be met), a missing entry
             (it names block and rate), or a value that is negative, infinite or not a number.
     """
-    if isinstance(budget, bool) or not isinstance(budget, int | float) or not budget > 0:
-        raise SelectionError(f"budget is {budget!r}; expected a fraction of the all-softmax cost, above 0")
+    if not budget > 0:
+        raise SelectionError(f"budget is {budget}; expected a fraction of the all-softmax cost, above 0")
     front = pareto_front(errors, costs)
     within = [point for point in front if point.cost <= budget]
     if not within:
@@ -91,29 +95,28 @@ def pareto_front(errors: Table, costs: Table) -> list[Selection]:
         errors, costs: as for `select_rates`.
 
     Raises:
-        SelectionError: as `select_rates`, or more than a million points.
+        SelectionError: as `select_rates`, or more than `MAX_POINTS` points.
     """
-    rates = check_tables(errors, costs)
-    error_of, error_unit = _to_integers(errors[block].get(rate, 0.0) for block in rates for rate in rates[block])
-    cost_of, _ = _to_integers(costs[block][rate] for block in rates for rate in rates[block])
-    dense = sum(cost_of[float(costs[block][1])] for block in rates)
+    errors, costs = _whole_tables(errors, costs)
+    exact_errors, error_unit = _to_integers(errors)
+    exact_costs, _ = _to_integers(costs)
+    dense = sum(row[1] for row in exact_costs.values())
 
-    points: list[tuple[int, int, Any]] = [(0, 0, None)]  # cost, error, path of indices into the blocks' rates
-    for block, candidates in rates.items():
-        steps = [(cost_of[float(costs[block][r])], error_of[float(errors[block].get(r, 0.0))]) for r in candidates]
-        longer = [
-            (cost + more_cost, error + more_error, (path, index))
-            for index, (more_cost, more_error) in enumerate(steps)
+    points: list[Point] = [(0, 0, None)]
+    for block, row in exact_costs.items():
+        steps = [(cost, exact_errors[block][rate], rank) for rank, (rate, cost) in enumerate(row.items())]
+        points = _undominated(
+            (cost + more_cost, error + more_error, (path, rank))
+            for more_cost, more_error, rank in steps
             for cost, error, path in points
-        ]
-        points = _undominated(longer)
+        )
         if len(points) > MAX_POINTS:
             raise SelectionError(
                 f"more than {MAX_POINTS} choices stand beside each other at block {block}; round errors or costs, "
                 "or take fewer rates"
             )
     return [
-        Selection(rates=_follow(path, rates), error=error / error_unit, cost=cost / dense)
+        Selection(rates=_follow(path, costs), error=error / error_unit, cost=cost / dense)
         for cost, error, path in points
     ]
 
@@ -132,88 +135,94 @@ def homogeneous_rates(errors: Table, *, rate: Rate, blocks: int) -> dict[int, Ra
         block → rate, for every block of `errors`.
 
     Raises:
-        SelectionError: more blocks than have an error at `rate`, rate 1, or a bad value.
+        SelectionError: more blocks than have errors, rate 1, a missing entry or a bad value.
     """
     if check_rate(rate) == 1:
         raise SelectionError("rate 1 converts nothing; expected R >= 2 or 'linear'")
-    candidates = {block: row[rate] for block, row in errors.items() if rate in row}
-    for block, error in candidates.items():
-        _check_value(error, "error", block, rate)
+    candidates = {block: _whole_row(errors[block], "error", block, [rate])[rate] for block in _convertible(errors)}
     if isinstance(blocks, bool) or not isinstance(blocks, int) or not 0 <= blocks <= len(candidates):
         raise SelectionError(
-            f"cannot convert {blocks!r} blocks at rate {rate!r}: {len(candidates)} have an error there"
+            f"cannot convert {blocks!r} blocks; expected 0 to {len(candidates)}, those that have errors"
         )
     chosen = sorted(candidates, key=lambda block: (candidates[block], block))[:blocks]
     return {block: rate if block in chosen else 1 for block in sorted(errors)}
 
 
-def check_tables(errors: Table, costs: Table) -> dict[int, list[Rate]]:
-    """The candidate rates of each block, softmax first, blocks ascending; SelectionError as `select_rates` says."""
+def _whole_tables(errors: Table, costs: Table) -> tuple[Table, Table]:
+    """Both tables checked and with the same entries: blocks ascending, candidates ascending from 1, "linear" last."""
     if not errors:
         raise SelectionError("errors has no blocks; expected block → rate → error, as distill returns it")
-    for one, other, names in ((errors, costs, ("errors", "costs")), (costs, errors, ("costs", "errors"))):
-        lacking = sorted(one.keys() - other.keys())
-        if lacking:
-            raise SelectionError(
-                f"block {lacking[0]} is in {names[0]} but not in {names[1]}; name the same blocks in both "
-                f"(errors[{lacking[0]}] = {{}} leaves it to softmax)"
-            )
-    known = _ordered(rate for row in errors.values() for rate in row)
-    candidates: dict[int, list[Rate]] = {}
+    for block in sorted(errors.keys() ^ costs.keys()):
+        has, lacks = ("errors", "costs") if block in errors else ("costs", "errors")
+        raise SelectionError(
+            f"block {block} is in {has} but not in {lacks}; name the same blocks in both "
+            f"(errors[{block}] = {{}} leaves it to softmax)"
+        )
+    named: set[Rate] = {1}
+    named.update(check_rate(rate) for row in errors.values() for rate in row)
+    ascending = sorted(named, key=lambda rate: (rate == "linear", rate))
+    convertible = _convertible(errors)
+    whole_errors: dict[int, dict[Rate, float]] = {}
+    whole_costs: dict[int, dict[Rate, float]] = {}
     for block in sorted(errors):
-        candidates[block] = known if errors[block] else [1]
-        for rate in candidates[block]:
-            if rate not in costs[block]:
-                raise SelectionError(f"costs of block {block} lack rate {rate!r}; got {sorted(costs[block], key=str)}")
-            _check_value(costs[block][rate], "cost", block, rate)
-            if rate not in errors[block] and rate != 1:
-                raise SelectionError(
-                    f"errors of block {block} lack rate {rate!r}; got {sorted(errors[block], key=str)}"
-                )
-            _check_value(errors[block].get(rate, 0.0), "error", block, rate)
-        if costs[block][1] == 0:
-            raise SelectionError(f"cost of block {block} at rate 1 is 0; expected the cost of softmax, above 0")
-        if errors[block].get(1, 0.0) != 0:
+        rates = ascending if block in convertible else [1]
+        whole_errors[block] = _whole_row({1: 0.0, **errors[block]}, "error", block, rates)
+        whole_costs[block] = _whole_row(costs[block], "cost", block, rates)
+        if whole_errors[block][1] != 0:
             raise SelectionError(f"error of block {block} at rate 1 is {errors[block][1]}; softmax has error 0")
-    return candidates
+        if whole_costs[block][1] == 0:
+            raise SelectionError(f"cost of block {block} at rate 1 is 0; expected the cost of softmax, above 0")
+    return whole_errors, whole_costs
 
 
-def _ordered(rates: Iterable[Rate]) -> list[Rate]:
-    """Each rate once, with 1: integers ascending, then "linear"."""
-    unique = {check_rate(rate) for rate in rates} | {1}
-    return sorted(unique, key=lambda rate: (rate == "linear", rate))
+def _whole_row(row: Mapping[Rate, float], what: str, block: int, rates: Iterable[Rate]) -> dict[Rate, float]:
+    """The finite, non-negative value of each of `rates`. SelectionError names the one that is not there or not so."""
+    values: dict[Rate, float] = {}
+    for rate in rates:
+        if rate not in row:
+            raise SelectionError(f"block {block} has no {what} at rate {rate!r}; it has {what}s at {list(row)}")
+        if not (math.isfinite(row[rate]) and row[rate] >= 0):
+            raise SelectionError(
+                f"{what} of block {block} at rate {rate!r} is {row[rate]}; expected a finite number >= 0"
+            )
+        values[rate] = float(row[rate])
+    return values
 
 
-def _check_value(value: float, what: str, block: int, rate: Rate) -> None:
-    if not (math.isfinite(value) and value >= 0):
-        raise SelectionError(f"{what} of block {block} at rate {rate!r} is {value}; expected a finite number >= 0")
+def _convertible(errors: Table) -> list[int]:
+    """The blocks with an error at any rate but softmax, ascending."""
+    return sorted(block for block, row in errors.items() if row.keys() - {1})
 
 
-def _to_integers(values: Iterable[float]) -> tuple[dict[float, int], int]:
-    """Each value times the least power of two that makes all of them integers, and that power."""
-    ratios = {value: value.as_integer_ratio() for value in map(float, values)}
-    unit = max(denominator for _, denominator in ratios.values())
-    return {value: numerator * (unit // denominator) for value, (numerator, denominator) in ratios.items()}, unit
+def _to_integers(table: Table) -> tuple[dict[int, dict[Rate, int]], int]:
+    """The table times the least number that makes all of it integers, and that number."""
+    unit = math.lcm(*(Fraction(repr(value)).denominator for row in table.values() for value in row.values()))
+    return {
+        block: {rate: int(Fraction(repr(value)) * unit) for rate, value in row.items()} for block, row in table.items()
+    }, unit
 
 
-def _undominated(points: list[tuple[int, int, Any]]) -> list[tuple[int, int, Any]]:
+def _undominated(points: Iterable[Point]) -> list[Point]:
     """The points that no other beats, by rising cost; of equal ones the first path in lexicographic order."""
-    kept: list[tuple[int, int, Any]] = []
+    kept: list[Point] = []
     for point in sorted(points):
         if not kept or point[1] < kept[-1][1]:
             kept.append(point)
     return kept
 
 
-def _follow(path: Any, rates: Mapping[int, list[Rate]]) -> dict[int, Rate]:
-    """Block → rate along a chain (((None, i), j), …) of indices into the candidates of each block."""
-    indices = []
+def _follow(path: Any, table: Table) -> dict[int, Rate]:
+    """Block → rate along a path: the rank of each block's choice among its row of `table`."""
+    ranks = []
     while path is not None:
-        path, index = path
-        indices.append(index)
-    return {block: rates[block][index] for block, index in zip(rates, reversed(indices), strict=True)}
+        path, rank = path
+        ranks.append(rank)
+    return {block: list(row)[rank] for (block, row), rank in zip(table.items(), reversed(ranks), strict=True)}
 
 
 def _rounded_up(fraction: float) -> str:
-    """Six decimals that are not below `fraction`."""
-    return f"{math.ceil(fraction * 10**6) / 10**6:g}"
+    """`fraction` with at most six decimals, and not below it."""
+    millionths = math.floor(fraction * 10**6)
+    while millionths / 10**6 < fraction:
+        millionths += 1
+    return f"{millionths / 10**6:.6f}".rstrip("0").removesuffix(".")
