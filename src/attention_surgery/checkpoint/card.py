@@ -7,6 +7,8 @@ from typing import Any
 from ..models import HybridWanTransformer3DModel
 from .identity import base_name
 
+CLASS_NAME = HybridWanTransformer3DModel.__name__
+REMOTE_MODULE = "modeling_hybrid_wan"
 REMOTE_CODE = '''"""Loads this checkpoint through attention-surgery: pip install attention-surgery"""
 
 from attention_surgery import HybridWanTransformer3DModel

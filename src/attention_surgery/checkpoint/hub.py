@@ -8,6 +8,8 @@ from typing import Any
 from diffusers import WanTransformer3DModel
 from huggingface_hub import HfApi
 
+from ..files import read_json, write_json, write_text
+from .card import CLASS_NAME, REMOTE_CODE, REMOTE_MODULE
 from .store import Weights, save_pretrained
 
 
@@ -27,6 +29,10 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as folder:
         staged = Path(folder) / "checkpoint"
         save_pretrained(model, staged, weights=weights, provenance=provenance)
+        if weights == "all":
+            config = read_json(staged / "config.json")
+            write_json(staged / "config.json", config | {"auto_map": {"AutoModel": f"{REMOTE_MODULE}.{CLASS_NAME}"}})
+            write_text(staged / f"{REMOTE_MODULE}.py", REMOTE_CODE)
         api = HfApi()
         repo = api.create_repo(repo_id, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo.repo_id, folder_path=staged, commit_message="Upload hybrid attention checkpoint")

@@ -16,7 +16,7 @@ from ..errors import CheckpointError, ConfigError, ModelError
 from ..files import read_json, write_json, write_tensors, write_text
 from ..models import HybridConfig, HybridWanTransformer3DModel, convert_, revert_
 from ..pipelines import resolve_base
-from .card import REMOTE_CODE, model_card
+from .card import model_card
 from .identity import base_name, fingerprint, is_phi
 
 PHI_FILE = "phi.safetensors"
@@ -58,10 +58,6 @@ def save_pretrained(
         staging.chmod(0o755)
         if weights == "all":
             model.save_pretrained(staging)
-            config = read_json(staging / "config.json")
-            config["auto_map"] = {"AutoModel": f"modeling_hybrid_wan.{type(model).__name__}"}
-            write_json(staging / "config.json", config)
-            write_text(staging / "modeling_hybrid_wan.py", REMOTE_CODE)
         else:
             write_tensors(staging / PHI_FILE, {k: v for k, v in model.state_dict().items() if is_phi(k)})
             base = {"name": base_name(model), "fingerprint": fingerprint(model)}

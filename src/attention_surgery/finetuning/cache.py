@@ -108,8 +108,8 @@ class LatentCache:
         embedding, _ = self.pipe.encode_prompt(
             caption, do_classifier_free_guidance=False, max_sequence_length=self.length
         )
-        used = int(embedding[0].abs().sum(dim=-1).nonzero().max()) + 1
-        return embedding[0, :used].float().cpu()
+        used = embedding[0].any(dim=-1).nonzero()
+        return embedding[0, : int(used[-1]) + 1 if len(used) else 0].float().cpu()
 
     def _pad(self, text: Tensor) -> Tensor:
         return torch.nn.functional.pad(text, (0, 0, 0, self.length - len(text)))

@@ -67,7 +67,7 @@ def finetune(
     if len(entries) <= config.heldout_videos:
         raise DataError(f"{dataset} holds {len(entries)} videos, of which {config.heldout_videos} are held out")
     accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
+        mixed_precision="no",  # autocast below, so that one process can run several fine-tunings
         log_with=list(config.trackers) or None,
         project_dir=str(folder / "trackers"),
         cpu=pipe._execution_device.type == "cpu",
@@ -133,7 +133,7 @@ def finetune(
                 latents, noise, sigma, text = (
                     torch.stack(tensors).to(accelerator.device) for tensors in zip(*batch, strict=True)
                 )
-                with accelerator.autocast():
+                with _autocast(accelerator, config):
                     loss = training_loss(velocity_of(wrapped), teacher, latents, noise, sigma, text, config)
                 if not torch.isfinite(accelerator.gather(loss.detach())).all():  # type: ignore[arg-type]
                     names = [entries[_position(j, count, config.seed)].path.name for j in mine]
@@ -198,6 +198,10 @@ def _settings(model: HybridWanTransformer3DModel, config: FinetuneConfig, datase
     }
 
 
+def _autocast(accelerator: Accelerator, config: FinetuneConfig) -> torch.autocast:
+    return torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16")
+
+
 def _position(sample: int, count: int, seed: int) -> int:
     """Which video sample number `sample` of the endless stream is: each epoch is a permutation of its own."""
     epoch, place = divmod(sample, count)
@@ -237,7 +241,7 @@ def _heldout_loss(
         sigma = torch.tensor([shift * t / (1 + (shift - 1) * t)], device=accelerator.device)
         noise = torch.randn(latents.shape, generator=generator)[None].to(accelerator.device)
         batch = (latents[None].to(accelerator.device), noise, sigma, text[None].to(accelerator.device))
-        with accelerator.autocast():
+        with _autocast(accelerator, config):
             total += training_loss(velocity_of(model), teacher, *batch, config)
     return accelerator.reduce(total, "sum").item() / len(jobs)  # type: ignore[union-attr]
 
