@@ -61,7 +61,7 @@ class HybridAttnProcessor(nn.Module):
                 "hybrid attention does not run under context parallelism; call revert_(model) or use one device"
             )
         q, k, v = project_qkv(attn, hidden_states, rotary_emb)
-        if torch.is_autocast_enabled(q.device.type):  # QK-norm is float32 there, while attention is not
+        if q.dtype != v.dtype and torch.is_autocast_enabled(q.device.type):  # QK-norm is float32 there, v is not
             q, k = q.type_as(v), k.type_as(v)
         y = hybrid_attention(
             q,
