@@ -34,7 +34,7 @@ def load_pipeline(base: str | Path, *, dtype: torch.dtype, device: str = "auto",
     Raises:
         ModelError: `base` is no pipeline that holds a Wan transformer.
     """
-    pipe = DiffusionPipeline.from_pretrained(resolve_base(base), torch_dtype=dtype, **components)
+    pipe = DiffusionPipeline.from_pretrained(resolve_base(base), dtype=dtype, **components)
     if "transformer" not in pipe.components or "Wan" not in type(pipe.transformer).__name__:
         raise ModelError(f"{base} is a {type(pipe).__name__}; expected a pipeline with a Wan transformer")
     return pipe.to(resolve_device(device))

@@ -1,17 +1,16 @@
-"""Which base model a φ-only checkpoint belongs to."""
+"""Which base model a φ-only checkpoint belongs to: its name, its config and the fingerprints of its weights."""
 
 import hashlib
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
 
+from ..errors import ModelError
+
 SAMPLES = 16
-
-
-def base_state(model: WanTransformer3DModel) -> dict[str, torch.Tensor]:
-    """The weights that `convert_` left alone: all but φ."""
-    return {name: tensor for name, tensor in model.state_dict().items() if not is_phi(name)}
 
 
 def is_phi(name: str) -> bool:
@@ -19,21 +18,54 @@ def is_phi(name: str) -> bool:
     return ".attn1.processor." in name
 
 
-@torch.no_grad()
-def fingerprint(model: WanTransformer3DModel) -> str:
-    """SHA-256 over the name, shape and 16 evenly spaced values of every base weight, the values rounded to bfloat16.
-
-    So the float32 and the bfloat16 load of one checkpoint have the same fingerprint, and a fine-tuned one has another.
-    """
-    hasher = hashlib.sha256()
-    for name, tensor in sorted(base_state(model).items()):
-        flat = tensor.detach().flatten()
-        positions = torch.linspace(0, flat.numel() - 1, min(SAMPLES, flat.numel()), dtype=torch.float64).long()
-        values = flat[positions.to(flat.device)].to("cpu", torch.bfloat16).float().tolist()
-        hasher.update(json.dumps([name, list(tensor.shape), values]).encode())
-    return hasher.hexdigest()
-
-
 def base_name(model: WanTransformer3DModel) -> str:
     """Where the base weights were loaded from, as diffusers recorded it; empty if they were made in memory."""
     return str(model.config.get("_name_or_path") or "")
+
+
+def base_identity(model: WanTransformer3DModel) -> dict[str, Any]:
+    """What is recorded of the model's current base weights, as a JSON object: name, config, weights."""
+    config = {name: value for name, value in model.config.items() if name != "hybrid" and not name.startswith("_")}
+    return {"name": base_name(model), "config": json.loads(json.dumps(config)), "weights": fingerprints(model)}
+
+
+@torch.no_grad()
+def fingerprints(model: WanTransformer3DModel) -> dict[str, str]:
+    """Part of the model ("blocks.0", "proj_out", …) → SHA-256 of its base weights, φ left out; 16 hex digits.
+
+    Hashed are each tensor's name, its shape and 16 evenly spaced values, rounded to bfloat16: the float32 and the
+    bfloat16 load of one checkpoint agree, and fine-tuning or a fused LoRA, which move every value, show. A single
+    changed value may not; float16 and quantised loads have other values, and so other fingerprints.
+
+    Raises:
+        ModelError: a weight is quantised, or is on the meta device.
+    """
+    hashers: dict[str, Any] = {}
+    for name, tensor in sorted(model.state_dict().items()):
+        if is_phi(name):
+            continue
+        if type(tensor) is not torch.Tensor or not tensor.dtype.is_floating_point or tensor.is_meta:
+            raise ModelError(
+                f"{name} is a {type(tensor).__name__} of {tensor.dtype} on {tensor.device}: no weights to fingerprint; "
+                "load and save feature maps before quantising"
+            )
+        flat = tensor.flatten()
+        positions = torch.linspace(0, flat.numel() - 1, min(SAMPLES, flat.numel()), dtype=torch.float64).long()
+        values = flat[positions.to(flat.device)].to("cpu", torch.bfloat16).float().tolist()
+        part = ".".join(name.split(".")[: 2 if name.startswith("blocks.") else 1])
+        hashers.setdefault(part, hashlib.sha256()).update(json.dumps([name, list(tensor.shape), values]).encode())
+    return {part: hasher.hexdigest()[:16] for part, hasher in hashers.items()}
+
+
+def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """What differs between two identities, in words; empty if they are the same base model. Names do not count."""
+    faults = []
+    for what in ("config", "weights"):
+        old, new = expected[what], found[what]
+        names = [name for name in [*old, *(name for name in new if name not in old)] if old.get(name) != new.get(name)]
+        if names and what == "config":
+            faults += [f"{name} is {new.get(name)!r}, expected {old.get(name)!r}" for name in names]
+        elif names:
+            listed = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+            faults.append(f"the weights of {listed} differ ({len(names)} of {len(old)} parts)")
+    return "; ".join(faults)

@@ -1,5 +1,7 @@
 """`python -m attention_surgery.cost` prints the tables of docs/cost.md."""
 
+from typing import Any
+
 from ..models.wan import WanSpec
 from ..rates import Rate
 from .report import profile
@@ -40,7 +42,7 @@ def markdown() -> str:
     ]
     for name, sizes in SIZES.items():
         for num_frames, height, width in sizes:
-            size = {"num_frames": num_frames, "height": height, "width": width}
+            size: dict[str, Any] = {"num_frames": num_frames, "height": height, "width": width}
             label = f"{num_frames} × {height} × {width}"
             report = profile(MODELS[name], **size)
             shares.append(

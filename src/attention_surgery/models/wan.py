@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +102,9 @@ def read_wan(source: "WanSpec | WanTransformer3DModel | Mapping[str, Any] | str 
     Args:
         source: a `WanTransformer3DModel`; its config as a mapping; the folder of a pipeline or of a transformer; a hub
             id, such as "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"; or a WanSpec, which is returned as it is.
-            A pipeline's `vae/config.json` says how far the VAE compresses. Without one it is 4×16×16 for 48 latent
-            channels (Wan2.2-TI2V-5B) and 4×8×8 otherwise.
+            The pipeline's `vae/config.json` says how far the VAE compresses, also for its transformer folder and for a
+            model or config loaded from there. Where there is none it is 4×16×16 for 48 latent channels
+            (Wan2.2-TI2V-5B) and 4×8×8 otherwise. A φ-only checkpoint has the dimensions of its base model.
 
     Raises:
         ModelError: no Wan transformer, no such folder or repository, or a config that lacks an entry.
@@ -119,7 +120,8 @@ def read_wan(source: "WanSpec | WanTransformer3DModel | Mapping[str, Any] | str 
             f"cannot read a {type(source).__name__}; expected a WanTransformer3DModel, its config, a folder or a hub id"
         )
     if Path(source).is_dir():
-        read = _folder_reader(Path(source))
+        folder = Path(source).resolve()
+        read = _folder_reader(folder.parent if folder.name == "transformer" else folder)
     elif isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         read = _hub_reader(source)
     else:
@@ -127,6 +129,11 @@ def read_wan(source: "WanSpec | WanTransformer3DModel | Mapping[str, Any] | str 
     config = read("transformer/config.json") or read("config.json")
     if config is None:
         raise ModelError(f"{source} has neither transformer/config.json nor config.json; expected a diffusers model")
+    if "phi_format" in config:
+        base = config["base"]["name"]
+        if not base:
+            raise ModelError(f"{source} holds φ only, of a base model made in memory; give a model or its config")
+        return replace(read_wan(base), hybrid=HybridConfig.from_dict(config["hybrid"]))
     return _from_config(config, read("vae/config.json"), str(source))
 
 
@@ -171,6 +178,9 @@ def _from_config(config: Mapping[str, Any], vae: Mapping[str, Any] | None, where
     missing = [entry for entry in needed if entry not in config]
     if missing:
         raise ModelError(f"{where} lacks {', '.join(missing)}; expected the config of a WanTransformer3DModel")
+    origin = Path(config.get("_name_or_path") or "")
+    if vae is None and origin.name == "transformer":
+        vae = _folder_reader(origin.parent)("vae/config.json")
     if vae is not None:  # absent entries have AutoencoderKLWan's defaults
         frames, pixels = vae.get("scale_factor_temporal", 4), vae.get("scale_factor_spatial", 8)
     else:

@@ -82,7 +82,7 @@ def read_config(path: str | Path) -> RecipeConfig:
 
 
 def build(cls: type[Settings], values: Mapping[str, Any], *, where: str) -> Settings:
-    """Make the settings dataclass `cls` from parsed TOML or JSON, nested tables included. ConfigError names the entry."""
+    """Make the settings dataclass `cls` from parsed TOML, nested tables included. ConfigError names the entry."""
     hints = typing.get_type_hints(cls)
     unknown = sorted(values.keys() - hints.keys())
     if unknown:

@@ -4,24 +4,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from rich.console import Console
 
-from ..checkpoint import from_pretrained, save_pretrained
+from ..checkpoint import from_pretrained, load_transformer, save_pretrained
 from ..cost import block_costs, profile
 from ..distillation import DistillConfig, FeatureMapBank, distill
-from ..errors import DataError, RunError
+from ..errors import DataError
 from ..files import read_json, write_json
 from ..finetuning import FinetuneConfig, finetune
 from ..generation import GenerateConfig, generate, write_video
-from ..models import convert_
+from ..models import HybridWanTransformer3DModel, convert_
 from ..pipelines import load_pipeline, resolve_base
 from ..progress import progress
 from ..rates import Rate, parse_rate
-from ..selection import Selection, homogeneous_rates, pareto_front, select_rates
-
-console = Console(stderr=True)
+from ..selection import homogeneous_rates, pareto_front, select_rates
 
 
 def read_prompts(path: str | Path) -> list[str]:
@@ -36,6 +32,11 @@ def read_prompts(path: str | Path) -> list[str]:
     return prompts
 
 
+def read_rates(path: str | Path) -> dict[int, Rate]:
+    """The rates that `select_stage` wrote."""
+    return {int(block): parse_rate(str(rate)) for block, rate in read_json(path)["rates"].items()}
+
+
 def distill_stage(
     base: str,
     prompts: Sequence[str],
@@ -46,87 +47,44 @@ def distill_stage(
     dtype: torch.dtype,
     device: str,
 ) -> dict[str, Any]:
-    """Distil into `folder`, going on where it stands; the bank is at `folder/bank`."""
-    if (folder / "bank" / "bank.json").exists():
-        bank = FeatureMapBank.from_pretrained(folder / "bank")
-    else:
-        pipe = load_pipeline(base, dtype=dtype, device=device)
-        bank = distill(pipe, prompts, rates, config=config, output_dir=folder, resume=folder.exists())
+    """Distil into `folder`, going on where it stands; the bank is then at `folder/bank`."""
+    pipe = load_pipeline(base, dtype=dtype, device=device)
+    bank = distill(pipe, prompts, rates, config=config, output_dir=folder, resume=(folder / "config.json").exists())
     return {"errors": {str(b): {str(r): e for r, e in row.items()} for b, row in bank.errors.items()}}
 
 
-def select_stage(
-    base: str,
-    bank_folder: Path,
-    file: Path,
-    *,
-    budget: float,
-    unit: str,
-    rates: Sequence[Rate] | None = None,
-    shape: Mapping[str, int],
-) -> dict[str, Any]:
-    """Choose a rate per block under `budget` and write it, with the whole Pareto front, to `file`."""
+def select_stage(base: str, bank_folder: Path, file: Path, *, budget: float, unit: str, **shape: int) -> dict[str, Any]:
+    """Choose a rate per block under `budget`; write it, the Pareto front and homogeneous choices to `file`."""
     bank = FeatureMapBank.from_pretrained(bank_folder)
-    candidates = tuple(rates or bank.rates)
-    config = transformer_config(base)
-    costs = block_costs(
-        config,
-        (1, *candidates),
-        unit=unit,
-        degree=bank.spec.degree,
-        layers=bank.spec.layers,
-        **shape,  # type: ignore[arg-type]
-    )
-    costs = {block: costs[block] for block in bank.blocks}
-    errors = {block: {rate: row[rate] for rate in candidates} for block, row in bank.errors.items()}
-    chosen = select_rates(errors, costs, budget=budget)
-    result = {
-        "budget": budget,
-        "unit": unit,
-        "shape": dict(shape),
-        "rates": rates_to_json(chosen.rates),
-        "error": chosen.error,
-        "cost": chosen.cost,
-        "pareto_front": [
-            {"rates": rates_to_json(point.rates), "error": point.error, "cost": point.cost}
-            for point in pareto_front(errors, costs)
-        ],
-        "homogeneous": homogeneous_points(errors, costs, candidates),
-    }
-    write_json(file, result)
-    return {"rates": result["rates"], "error": chosen.error, "cost": chosen.cost}
-
-
-def homogeneous_points(
-    errors: Mapping[int, Mapping[Rate, float]], costs: Mapping[int, Mapping[Rate, float]], rates: Sequence[Rate]
-) -> list[dict[str, Any]]:
-    """The paper's baseline, n blocks of lowest error at one rate, for every n and rate: error and cost fraction."""
+    phi = {"degree": bank.spec.degree, "layers": bank.spec.layers}
+    table = block_costs(resolve_base(base), (1, *bank.rates), unit=unit, **phi, **shape)  # type: ignore[arg-type]
+    costs = {block: table[block] for block in bank.blocks}
+    chosen = select_rates(bank.errors, costs, budget=budget)
     dense = sum(row[1] for row in costs.values())
-    points = []
-    for rate in rates:
-        for count in range(1, len(errors) + 1):
-            choice = homogeneous_rates(errors, rate=rate, blocks=count)
-            points.append(
-                {
-                    "rate": rate,
-                    "blocks": count,
-                    "error": sum(errors[block][r] for block, r in choice.items() if r != 1),
-                    "cost": sum(costs[block][choice.get(block, 1)] for block in costs) / dense,
-                }
-            )
-    return points
+    homogeneous = []
+    for rate in bank.rates:
+        for count in range(1, len(bank.blocks) + 1):
+            rates = homogeneous_rates(bank.errors, rate=rate, blocks=count)
+            error = sum(bank.errors[block][r] for block, r in rates.items() if r != 1)
+            cost = sum(costs[block][rates.get(block, 1)] for block in costs) / dense
+            homogeneous.append({"rate": rate, "blocks": count, "error": error, "cost": cost})
+    front = [point.to_dict() for point in pareto_front(bank.errors, costs)]
+    result = {"unit": unit, "shape": shape, **chosen.to_dict(), "budget": budget}
+    write_json(file, result | {"pareto_front": front, "homogeneous": homogeneous})
+    return {name: result[name] for name in ("rates", "error", "cost")}
 
 
 def convert_stage(
     base: str, bank_folder: Path, rates: Mapping[int, Rate], folder: Path, *, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """Convert the base model, load its distilled maps, and write a φ-only checkpoint."""
+    """Convert the base model at `rates`, load its distilled maps, and write a φ-only checkpoint."""
     bank = FeatureMapBank.from_pretrained(bank_folder)
-    model = load_transformer(base, dtype)
+    model = load_transformer(base, dtype=dtype)
     convert_(model, bank.hybrid_config(rates))
     bank.load_into_(model)
-    save_pretrained(model, folder, weights="phi")
-    return {"converted_blocks": len(model.hybrid_config.rates)}
+    errors = {str(b): {str(r): e for r, e in row.items()} for b, row in bank.errors.items()}
+    save_pretrained(model, folder, weights="phi", provenance={"errors": errors, "distillation": bank.provenance})
+    return {"converted_blocks": sum(rate != 1 for rate in rates.values())}
 
 
 def finetune_stage(
@@ -139,11 +97,64 @@ def finetune_stage(
     config: FinetuneConfig,
     dtype: torch.dtype,
     device: str,
+    provenance: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune the converted model in `folder`, going on where it stands, and write it to `model_folder`."""
-    master = torch.float32 if config.trainable != "lora" else dtype
-    transformer = from_pretrained(converted, base_model=resolve_base(base), torch_dtype=master)
+    """Fine-tune the converted model in `folder`, going on where it stands, and write it whole to `model_folder`."""
+    transformer = load_hybrid(base, converted, dtype=dtype)
     pipe = load_pipeline(base, dtype=dtype, device=device, transformer=transformer)
     finetune(pipe, dataset, config=config, output_dir=folder, resume=(folder / "config.json").exists())
-    save_pretrained(pipe.transformer.to(dtype), model_folder, weights="all")
+    save_pretrained(pipe.transformer.to(dtype), model_folder, weights="all", provenance=provenance)
     return {}
+
+
+def load_hybrid(base: str, checkpoint: Path, *, dtype: torch.dtype) -> HybridWanTransformer3DModel:
+    """A hybrid checkpoint, on the base model if it holds the feature maps only."""
+    phi_only = (checkpoint / "phi.safetensors").exists()
+    source: dict[str, Any] = {"base_model": load_transformer(base, dtype=dtype)} if phi_only else {"dtype": dtype}
+    return from_pretrained(checkpoint, **source)
+
+
+def generate_stage(
+    base: str,
+    checkpoint: Path | None,
+    prompts: Sequence[str],
+    folder: Path,
+    *,
+    config: GenerateConfig,
+    dtype: torch.dtype,
+    device: str,
+    first_seed: int = 0,
+) -> dict[str, Any]:
+    """One video per prompt at `folder/0000.mp4` …, of the base model or a hybrid checkpoint; those there are kept."""
+    missing = [i for i in range(len(prompts)) if not (folder / f"{i:04d}.mp4").exists()]
+    if missing:
+        components = {} if checkpoint is None else {"transformer": load_hybrid(base, checkpoint, dtype=dtype)}
+        pipe = load_pipeline(base, dtype=dtype, device=device, **components)
+        pipe.set_progress_bar_config(disable=True)
+        with progress(f"generate {folder.name}", len(prompts), done=len(prompts) - len(missing)) as advance:
+            for i in missing:
+                (video,) = generate(pipe, [prompts[i]], [first_seed + i], config=config)
+                write_video(folder / f"{i:04d}.mp4", video, fps=config.fps)
+                advance("")
+    return {"videos": len(prompts)}
+
+
+def profile_stage(
+    base: str, file: Path, *, rates: Mapping[int, Rate] | None, phi: Mapping[str, int], **shape: int
+) -> dict[str, Any]:
+    """Count the blocks' FLOPs before, and after if `rates` are known, and write both to `file`."""
+    dense = profile(resolve_base(base), **shape)
+    models = {"softmax everywhere (before)": dense}
+    if rates is not None:
+        models["hybrid (after)"] = profile(resolve_base(base), rates=rates, **phi, **shape)  # type: ignore[arg-type]
+    rows = {
+        label: {
+            "total_flops": report.total_flops,
+            "attention_share": report.attention_share,
+            "core_share": report.core_share,
+            "remaining": report.remaining,
+        }
+        for label, report in models.items()
+    }
+    write_json(file, {"tokens": dense.tokens, "models": rows})
+    return {"tokens": dense.tokens, **rows[list(rows)[-1]]}

@@ -35,7 +35,9 @@ def build_report(run: str | Path, output: str | Path | None = None) -> Path:
     config = read_json(run / "config.json")
     stages = {row["stage"]: row for row in read_jsonl(run / "stages.jsonl")} if (run / "stages.jsonl").exists() else {}
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string((files(__package__) / "report.html.j2").read_text(encoding="utf-8"))
+    template = environment.from_string(
+        (files("attention_surgery.report") / "report.html.j2").read_text(encoding="utf-8")
+    )
     html = template.render(
         title=f"Attention surgery on {config['base']}",
         subtitle=_subtitle(config, stages),
@@ -124,8 +126,8 @@ def _scores(run: Path) -> dict[str, Any] | None:
     head = ["% on the videos above", *(VARIANTS[variant] for variant in scores["variants"])]
     return _section(
         "Scores of the exact judge",
-        f"Means over {scores['videos']} videos of each model: what is shown above, too few to tell small differences. "
-        "The judge reads shapes, colours, motion and relations back from the pixels and compares them with the caption.",
+        f"Means over {scores['videos']} videos of each model, those shown above: too few for small differences. "
+        "The judge reads shapes, colours, motion and relations back from the pixels and compares with the caption.",
         table={"head": head, "rows": rows},
     )
 
@@ -146,7 +148,7 @@ def _cost(run: Path) -> dict[str, Any] | None:
     head = ["", "GFLOP of all blocks, one forward", "self-attention, % of it", "of which QKᵀ and PV, % of all"]
     return _section(
         "Cost before and after",
-        f"{costs['tokens']} tokens. FLOPs of the transformer blocks for one forward of one sample, two per multiply-add, "
+        f"{costs['tokens']} tokens. FLOPs of the transformer blocks for one forward of one sample, 2 per multiply-add, "
         "feature maps and linear states included. “Self-attention” counts the QKVO projections and the attention core.",
         table={"head": head, "rows": rows},
     )

@@ -60,7 +60,7 @@ def main() -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     """Pick the guidance on captions of its own if several are given, then score with it."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipe = WanPipeline.from_pretrained(arguments.pipeline, torch_dtype=torch.float32).to(device)
+    pipe = WanPipeline.from_pretrained(arguments.pipeline, dtype=torch.float32).to(device)
     processes = max(1, (os.cpu_count() or 1) - 1)
     guidance = arguments.guidance[0]
     tried = {}

@@ -64,7 +64,7 @@ def install(
     Raises:
         CheckpointError: the parts together exceed 25 MB.
     """
-    pipe = WanPipeline.from_pretrained(run / "tiny-wan", torch_dtype=torch.bfloat16)
+    pipe = WanPipeline.from_pretrained(run / "tiny-wan", dtype=torch.bfloat16)
     staging = target.with_name(target.name + ".new")
     shutil.rmtree(staging, ignore_errors=True)
     pipe.save_pretrained(staging, max_shard_size="100MB")

@@ -84,7 +84,7 @@ def train_teacher(
         vae = (
             build_vae(config)
             if start_from is None
-            else AutoencoderKLWan.from_pretrained(start_from / "vae", torch_dtype=torch.float32)
+            else AutoencoderKLWan.from_pretrained(start_from / "vae", dtype=torch.float32)
         )
         train_autoencoder(vae, frames, config, at, lambda row: log(stage="autoencoder", **row))
         heldout = [clip.frames for clip in shapes.render(64, seed=HELDOUT_SEED, split="heldout")]
@@ -101,7 +101,7 @@ def train_teacher(
     torch.manual_seed(config.seed + 1)
     model = Diffusion(build_text_encoder(config, len(tokenizer)), build_transformer(config))
     if start_from is not None:
-        earlier = WanPipeline.from_pretrained(start_from, torch_dtype=torch.float32)
+        earlier = WanPipeline.from_pretrained(start_from, dtype=torch.float32)
         model.transformer.load_state_dict(earlier.transformer.state_dict())
         words = earlier.tokenizer.get_vocab()
         rows = torch.tensor([words[word] for word in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))])

@@ -1,0 +1,251 @@
+"""The commands. Each is a function whose arguments are its flags."""
+
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from rich.console import Console
+
+from .. import cost
+from ..distillation import DistillConfig
+from ..errors import ConfigError
+from ..finetuning import FinetuneConfig
+from ..generation import GenerateConfig
+from ..pipelines import resolve_base
+from ..rates import Rate, parse_rate
+from ..recipe import read_config, stages
+from ..recipe import run as run_recipe
+from ..report import build_report
+from . import estimates
+
+Dtype = Literal["float32", "bfloat16"]
+Positional = tyro.conf.Positional
+console = Console()
+
+
+def run(config: Positional[Path], output: Path, dry_run: bool = False) -> None:
+    """Do the whole recipe of a config file in one folder, from where it stands.
+
+    Args:
+        config: TOML file; see the documentation for its entries.
+        output: run folder; `report.html` is written there at the end.
+        dry_run: say what it will cost, and stop before anything is loaded or written.
+    """
+    settings = read_config(config)
+    if dry_run:
+        console.print(estimates.recipe(settings))
+        return
+    console.print(f"report: {run_recipe(settings, output)}")
+
+
+def demo(output: Path = Path("runs/demo"), dry_run: bool = False) -> None:
+    """Do the whole recipe on the embedded tiny-wan: minutes on two CPU cores, nothing is downloaded.
+
+    Args:
+        output: run folder; `report.html` is written there at the end.
+        dry_run: say what it will cost, and stop.
+    """
+    with as_file(files("attention_surgery.recipe") / "demo.toml") as config:
+        run(config, output, dry_run)
+
+
+def profile(
+    base: Positional[str],
+    num_frames: int = 81,
+    height: int = 480,
+    width: int = 832,
+    rate: tuple[str, ...] = (),
+    degree: int = 2,
+    layers: int = 2,
+) -> None:
+    """Count what a model's blocks cost, from its config alone.
+
+    Args:
+        base: folder or hub id of a Wan pipeline or transformer, or tiny-wan.
+        num_frames: frames of the video.
+        height: pixels.
+        width: pixels.
+        rate: BLOCK=RATE pairs, such as 0=4 7=linear; the other blocks keep softmax.
+        degree: P of the feature map.
+        layers: L of the feature map.
+    """
+    rates = {}
+    for pair in rate:
+        block, separator, value = pair.partition("=")
+        if not separator or not block.isdecimal():
+            raise ConfigError(f"--rate {pair!r}: expected BLOCK=RATE, such as 0=4 or 7=linear")
+        rates[int(block)] = parse_rate(value)
+    report = cost.profile(
+        resolve_base(base),
+        num_frames=num_frames,
+        height=height,
+        width=width,
+        rates=rates or None,
+        degree=degree,
+        layers=layers,
+    )
+    console.print(str(report))
+
+
+def distill(
+    base: Positional[str],
+    prompts: Path,
+    output: Path,
+    rates: tuple[str, ...] = ("2", "4", "8"),
+    config: Annotated[DistillConfig, tyro.conf.arg(name="")] = DistillConfig(),  # noqa: B008 (frozen)
+    dtype: Dtype = "bfloat16",
+    device: str = "auto",
+    dry_run: bool = False,
+) -> None:
+    """Learn feature maps for every block and rate from the teacher's own trajectories.
+
+    Args:
+        base: folder or hub id of a Wan pipeline, or tiny-wan.
+        prompts: text file with one prompt per line.
+        output: run folder; the maps are then in its folder bank.
+        rates: candidate rates.
+        config: settings of the distillation.
+        dtype: of the pipeline.
+        device: auto takes a GPU if there is one.
+        dry_run: say what it will cost, and stop.
+    """
+    candidates: tuple[Rate, ...] = tuple(parse_rate(rate) for rate in rates)
+    if dry_run:
+        console.print(estimates.distillation(base, candidates, config, dtype))
+        return
+    result = stages.distill_stage(
+        base,
+        stages.read_prompts(prompts),
+        candidates,
+        output,
+        config=config,
+        dtype=getattr(torch, dtype),
+        device=device,
+    )
+    console.print_json(data=result)
+
+
+def select(
+    base: Positional[str],
+    bank: Path,
+    output: Path,
+    budget: float = 0.6,
+    unit: Literal["flops", "latency"] = "flops",
+    num_frames: int = 81,
+    height: int = 480,
+    width: int = 832,
+) -> None:
+    """Choose a rate for every block: the least error that a budget allows, exactly.
+
+    Args:
+        base: folder or hub id of a Wan pipeline, or tiny-wan.
+        bank: folder of the distilled maps.
+        output: JSON file for the choice and the whole Pareto front.
+        budget: fraction of the all-softmax cost of the blocks.
+        unit: what the budget counts.
+        num_frames: frames of the video that costs are counted for.
+        height: pixels.
+        width: pixels.
+    """
+    result = stages.select_stage(
+        base, bank, output, budget=budget, unit=unit, num_frames=num_frames, height=height, width=width
+    )
+    console.print_json(data=result)
+
+
+def convert(base: Positional[str], bank: Path, selection: Path, output: Path, dtype: Dtype = "bfloat16") -> None:
+    """Write a converted model, as a checkpoint of its feature maps.
+
+    Args:
+        base: folder or hub id of a Wan pipeline, or tiny-wan.
+        bank: folder of the distilled maps.
+        selection: JSON file of select.
+        output: folder of the checkpoint.
+        dtype: of its weights.
+    """
+    stages.convert_stage(base, bank, stages.read_rates(selection), output, dtype=getattr(torch, dtype))
+    console.print(f"checkpoint: {output}")
+
+
+def finetune(
+    base: Positional[str],
+    model: Path,
+    dataset: Path,
+    output: Path,
+    config: Annotated[FinetuneConfig, tyro.conf.arg(name="")] = FinetuneConfig(),  # noqa: B008 (frozen)
+    dtype: Dtype = "bfloat16",
+    device: str = "auto",
+    dry_run: bool = False,
+) -> None:
+    """Recover a converted model on videos with captions. Runs under `accelerate launch -m attention_surgery.cli`.
+
+    Args:
+        base: folder or hub id of the Wan pipeline that was converted, or tiny-wan.
+        model: checkpoint of convert.
+        dataset: folder of videos with captions.
+        output: run folder; the model is then in its folder model.
+        config: settings of the fine-tuning.
+        dtype: of the pipeline and of the written model.
+        device: auto takes a GPU if there is one.
+        dry_run: say what it will cost, and stop.
+    """
+    if dry_run:
+        console.print(estimates.finetuning(base, config))
+        return
+    stages.finetune_stage(
+        base, model, dataset, output, output / "model", config=config, dtype=getattr(torch, dtype), device=device
+    )
+    console.print(f"model: {output / 'model'}")
+
+
+def generate(
+    base: Positional[str],
+    prompts: Path,
+    output: Path,
+    model: Path | None = None,
+    first_seed: int = 0,
+    config: Annotated[GenerateConfig, tyro.conf.arg(name="")] = GenerateConfig(),  # noqa: B008 (frozen)
+    dtype: Dtype = "bfloat16",
+    device: str = "auto",
+    dry_run: bool = False,
+) -> None:
+    """Sample one video per prompt; those that are there already are kept.
+
+    Args:
+        base: folder or hub id of a Wan pipeline, or tiny-wan.
+        prompts: text file with one prompt per line.
+        output: folder for 0000.mp4 and so on.
+        model: hybrid checkpoint; without it the base model is sampled.
+        first_seed: of the first prompt; the next ones count up.
+        config: sampling settings.
+        dtype: of the pipeline.
+        device: auto takes a GPU if there is one.
+        dry_run: say what it will cost, and stop.
+    """
+    lines = stages.read_prompts(prompts)
+    if dry_run:
+        console.print(estimates.generation(base, len(lines), config))
+        return
+    stages.generate_stage(
+        base,
+        model,
+        lines,
+        output,
+        config=config,
+        dtype=getattr(torch, dtype),
+        device=device,
+        first_seed=first_seed,
+    )
+    console.print(f"{len(lines)} videos in {output}")
+
+
+def report(run: Positional[Path], output: Path | None = None) -> None:
+    """Write a run's report again, as one self-contained HTML file.
+
+    Args:
+        run: run folder.
+        output: file to write; report.html in the folder if not given.
+    """
+    console.print(f"report: {build_report(run, output)}")
