@@ -120,8 +120,7 @@ def read_wan(source: "WanSpec | WanTransformer3DModel | Mapping[str, Any] | str 
             f"cannot read a {type(source).__name__}; expected a WanTransformer3DModel, its config, a folder or a hub id"
         )
     if Path(source).is_dir():
-        folder = Path(source).resolve()
-        read = _folder_reader(folder.parent if folder.name == "transformer" else folder)
+        read = _folder_reader(_pipeline_folder(Path(source).resolve()))
     elif isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         read = _hub_reader(source)
     else:
@@ -139,6 +138,11 @@ def read_wan(source: "WanSpec | WanTransformer3DModel | Mapping[str, Any] | str 
 
 Reader = Callable[[str], dict[str, Any] | None]
 """Reads one JSON file of a model, by its path within it; None if there is no such file."""
+
+
+def _pipeline_folder(folder: Path) -> Path:
+    """The folder above, if `folder` is a pipeline's transformer/; `folder` itself otherwise."""
+    return folder.parent if folder.name == "transformer" else folder
 
 
 def _folder_reader(folder: Path) -> Reader:
@@ -178,9 +182,8 @@ def _from_config(config: Mapping[str, Any], vae: Mapping[str, Any] | None, where
     missing = [entry for entry in needed if entry not in config]
     if missing:
         raise ModelError(f"{where} lacks {', '.join(missing)}; expected the config of a WanTransformer3DModel")
-    origin = Path(config.get("_name_or_path") or "")
-    if vae is None and origin.name == "transformer":
-        vae = _folder_reader(origin.parent)("vae/config.json")
+    if vae is None and (origin := config.get("_name_or_path")):
+        vae = _folder_reader(_pipeline_folder(Path(origin)))("vae/config.json")
     if vae is not None:  # absent entries have AutoencoderKLWan's defaults
         frames, pixels = vae.get("scale_factor_temporal", 4), vae.get("scale_factor_spatial", 8)
     else:
