@@ -1,6 +1,7 @@
-"""The model card of a hybrid checkpoint."""
+"""The model card of a hybrid checkpoint, and the code with which `AutoModel` loads it."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,14 +12,24 @@ CLASS_NAME = HybridWanTransformer3DModel.__name__
 REMOTE_MODULE = "modeling_hybrid_wan"
 REMOTE_CODE = '''"""Loads this checkpoint through attention-surgery: pip install attention-surgery"""
 
-from attention_surgery import HybridWanTransformer3DModel
+try:
+    from attention_surgery import HybridWanTransformer3DModel
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "this checkpoint has hybrid attention layers, which need attention-surgery: pip install attention-surgery"
+    ) from error
 
 __all__ = ["HybridWanTransformer3DModel"]
 '''
 
 
-def model_card(model: HybridWanTransformer3DModel, *, weights: str, provenance: Mapping[str, Any]) -> str:
-    """Markdown: which blocks are hybrid at which rates, with their errors and the cost where `provenance` has them."""
+def model_card(
+    model: HybridWanTransformer3DModel, *, weights: str, provenance: Mapping[str, Any], repo_id: str = "THIS_REPO"
+) -> str:
+    """Markdown: which blocks are hybrid at which rates, with their errors and the cost where `provenance` has them.
+
+    The base model is named if its name is a hub id; a path of the machine at hand is not shown.
+    """
     config = model.hybrid_config
     errors: Mapping[str, Mapping[str, float]] = provenance.get("errors", {})
     rows = []
@@ -27,16 +38,18 @@ def model_card(model: HybridWanTransformer3DModel, *, weights: str, provenance: 
         error = errors.get(str(block), {}).get(str(rate))
         name = "softmax" if rate == 1 else "linear" if rate == "linear" else f"R = {rate}"
         rows.append(f"| {block} | {name} | {'' if error is None else f'{error:.4f}'} |")
+    from_image = model.config["image_dim"] is not None
+    base = base_name(model) if re.fullmatch(r"[\w.-]+/[\w.-]+", base_name(model)) else ""
     cost = provenance.get("cost")
-    base = base_name(model)
     rest = {key: value for key, value in provenance.items() if key not in ("errors", "cost")}
     made = f"\n## How it was made\n\n```json\n{json.dumps(rest, indent=2)}\n```\n" if rest else ""
     costs = "" if cost is None else f" The blocks keep {100 * cost:.1f} % of their all-softmax cost."
     holds = "all weights" if weights == "all" else "the feature maps only; the base model is loaded with them"
+    pipeline = "WanImageToVideoPipeline" if from_image else "WanPipeline"
     return f"""---
 library_name: diffusers
-pipeline_tag: text-to-video
-tags: [attention-surgery, hybrid-attention]
+pipeline_tag: {"image-to-video" if from_image else "text-to-video"}
+{f"base_model: {base}{chr(10)}" if base else ""}tags: [attention-surgery, hybrid-attention]
 ---
 
 # Hybrid attention for {base or "a Wan transformer"}
@@ -47,9 +60,10 @@ learned linear attention on the rest (normalizer "{config.normalizer}", pattern 
 
 ```python
 import attention_surgery as asg
-from diffusers import WanPipeline
+from diffusers import {pipeline}
 
-pipe = WanPipeline.from_pretrained("{base or "BASE"}", transformer=asg.from_pretrained("THIS_REPO"))
+transformer = asg.from_pretrained("{repo_id}")
+pipe = {pipeline}.from_pretrained("{base or "BASE"}", transformer=transformer)
 ```
 
 | block | attention | error after distillation |

@@ -54,9 +54,16 @@ def _check_replaceable(directory: Path) -> None:
     names = sorted(path.name for path in directory.iterdir())
     if not names:
         return
-    if "config.json" not in names or "hybrid" not in read_json(directory / "config.json"):
+    if not _says_hybrid(directory / "config.json"):
         raise CheckpointError(f"{directory} is not empty and holds no hybrid checkpoint; give another directory")
     if foreign := [name for name in names if not OWN_FILES.fullmatch(name)]:
         raise CheckpointError(
             f"{directory} holds {foreign[0]} beside a hybrid checkpoint, which would be deleted; give another directory"
         )
+
+
+def _says_hybrid(config: Path) -> bool:
+    try:
+        return "hybrid" in read_json(config)
+    except (OSError, ValueError):
+        return False

@@ -102,9 +102,11 @@ def from_pretrained(
         if base_model is not None:
             raise ConfigError(f"{repo_or_dir} holds all weights; base_model is for φ-only checkpoints")
         try:
-            return HybridWanTransformer3DModel.from_pretrained(directory, **diffusers_kwargs)
+            model = HybridWanTransformer3DModel.from_pretrained(directory, **diffusers_kwargs)
         except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             raise CheckpointError(f"{repo_or_dir} cannot be loaded as a hybrid checkpoint: {error}") from error
+        model.register_to_config(_name_or_path=config.get("_name_or_path", ""))  # still that of the base model
+        return model
 
     phi = _read_phi(directory / PHI_FILE)
     if isinstance(base_model, WanTransformer3DModel):
@@ -135,14 +137,21 @@ def from_pretrained(
 
 
 def load_transformer(base: str | Path, **diffusers_kwargs: Any) -> WanTransformer3DModel:
-    """The stock transformer of `base`: "tiny-wan", or a path or hub id of a transformer or of its pipeline."""
+    """The stock transformer of `base`: "tiny-wan", or a path or hub id of a transformer or of its pipeline.
+
+    Raises:
+        ModelError: there is none. CheckpointError: `base` is empty, as recorded of models made in memory.
+    """
     source = resolve_base(base)
     if not source:
         raise CheckpointError("the base model was made in memory when this was saved; give base_model")
     folder = Path(source)
     nested = (folder / "transformer").is_dir() if folder.is_dir() else not source.endswith("transformer")
     subfolder = {"subfolder": "transformer"} if nested else {}
-    return WanTransformer3DModel.from_pretrained(source, **subfolder, **diffusers_kwargs)
+    try:
+        return WanTransformer3DModel.from_pretrained(source, **subfolder, **diffusers_kwargs)
+    except OSError as error:
+        raise ModelError(f"{source} cannot be loaded as a Wan transformer or its pipeline: {error}") from error
 
 
 def _locate(repo_or_dir: str | Path, options: Mapping[str, Any]) -> Path:

@@ -64,12 +64,17 @@ class HybridConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> "HybridConfig":
         """Read the JSON object of `to_dict`. ConfigError for another format, or a missing or unknown entry."""
         expected = {"format", "rates", "degree", "layers", "normalizer", "pattern"}
-        if set(values) != expected:
-            raise ConfigError(f"a hybrid config has the entries {sorted(expected)}; got {sorted(values)}")
+        if not isinstance(values, Mapping) or "format" not in values:
+            raise ConfigError(f"a hybrid config is a JSON object with the entries {sorted(expected)}; got {values!r}")
         if values["format"] != FORMAT:
             raise ConfigError(
                 f"hybrid config of format {values['format']!r}; this version reads format {FORMAT}: "
                 "upgrade attention-surgery"
             )
-        rates: dict[int, Rate] = {int(block): parse_rate(str(rate)) for block, rate in values["rates"].items()}
+        if set(values) != expected:
+            raise ConfigError(f"a hybrid config has the entries {sorted(expected)}; got {sorted(values)}")
+        named = values["rates"]
+        if not isinstance(named, Mapping) or not all(str(block).isdecimal() for block in named):
+            raise ConfigError(f"the rates of a hybrid config map block numbers to rates; got {named!r}")
+        rates: dict[int, Rate] = {int(block): parse_rate(str(rate)) for block, rate in named.items()}
         return cls(rates, **{name: values[name] for name in expected - {"format", "rates"}})

@@ -4,7 +4,10 @@ import inspect
 from os import PathLike
 from typing import Any
 
-from diffusers import WanTransformer3DModel
+from diffusers import (
+    ModelMixin,  # noqa: F401 - diffusers asks the module of a saved pipeline's component for its base class
+    WanTransformer3DModel,
+)
 
 from ..errors import CheckpointError, ModelError
 from .hybrid_config import HybridConfig
