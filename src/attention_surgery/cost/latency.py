@@ -30,7 +30,7 @@ class LatencyConfig:
         dtype: "auto" is bfloat16 on an accelerator and float32 on the CPU.
         rounds: measurements of each rate.
         warmup: rounds before them that do not count.
-        max_seconds: no further round begins after this time, once there are three.
+        max_seconds: no further round begins after this time, once there are one to warm up and three that count.
         normalizer, pattern: of the hybrid layers.
         attention_backend: diffusers attention backend of all softmax parts; None for the active one.
 
@@ -109,16 +109,13 @@ def block_latency(
     start = time.monotonic()
     rounds: list[list[float]] = []
     with progress("timing one block", config.warmup + config.rounds) as advance:
-        for _ in range(config.warmup):
-            for rate in rates:
-                run(rate)
-            advance("")
-        while len(rounds) < config.rounds:
-            if len(rounds) >= MIN_ROUNDS and time.monotonic() - start > config.max_seconds:
+        for done in range(config.warmup + config.rounds):
+            if done > MIN_ROUNDS and time.monotonic() - start > config.max_seconds:
                 break
             rounds.append([run(rate) for rate in rates])
             advance("")
-    return dict(zip(rates, settle(rounds), strict=True))
+    cold = min(config.warmup, len(rounds) - MIN_ROUNDS)
+    return dict(zip(rates, settle(rounds[cold:]), strict=True))
 
 
 def _own_random_numbers(device: torch.device) -> AbstractContextManager[None]:
