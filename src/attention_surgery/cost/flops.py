@@ -54,11 +54,13 @@ def block_flops(spec: WanSpec, rate: Rate, tokens: int, *, degree: int = 2, laye
 
     Every normalizer and token pattern has the same matrix products.
     """
-    backend = "native"  # other attention kernels refuse meta tensors
+    backend = "native"  # the other attention kernels refuse meta tensors, as do ours
     counter = FlopCounterMode(display=False)
     with torch.device("meta"):
         block = build_block(spec, backend=backend)
         processor = build_processor(spec, rate, backend=backend, degree=degree, layers=layers)
+    if rate != 1:
+        processor.backend = "eager"
     block.attn1.set_processor(processor)
     with torch.no_grad(), counter:
         block(*block_inputs(spec, tokens, device=torch.device("meta"), dtype=torch.float32))
