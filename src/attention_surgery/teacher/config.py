@@ -15,7 +15,8 @@ class TeacherConfig:
         vae_width, latent_channels: of the autoencoder, which halves time and quarters both sides.
         clips: rendered training clips.
         vae_minutes, diffusion_minutes: wall-clock time of the two trainings.
-        vae_batch, vae_window: clips of a batch, and frames of each, 4k + 1.
+        vae_batch, vae_window: clips of a batch, and frames of each, 4k + 1. An autoencoder that is trained on shorter
+            windows than it is used on gets worse from frame to frame beyond them (`docs/log.md`).
         batch: latents of a diffusion batch.
         vae_lr, lr: peak learning rates, which fall linearly to 0 with the time used.
         shift: of the timesteps, in training and in the scheduler that is saved.
@@ -38,8 +39,8 @@ class TeacherConfig:
     clips: int = 36_000
     vae_minutes: float = 2.2
     diffusion_minutes: float = 4.5
-    vae_batch: int = 96
-    vae_window: int = 9
+    vae_batch: int = 48
+    vae_window: int = 17
     batch: int = 256
     vae_lr: float = 2e-3
     lr: float = 1.2e-3
