@@ -5,8 +5,9 @@ import os
 import queue
 import shutil
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -104,24 +105,27 @@ def run_official(
     free: queue.Queue[str | None] = queue.Queue()
     for gpu in gpus or (None,):
         free.put(gpu)
+    failed = threading.Event()
     with progress(f"judge {results}", len(videos), done=len(videos) - len(todo)) as advance:
 
         def judge(name: str) -> None:
+            if failed.is_set():
+                return
             gpu = free.get()
             try:
                 _judge(suite, Path(python), info, videos[name].resolve(), results, name, gpu)
-                write_json(results / f"{name}.identity.json", keys[name])
-                advance(name)
+            except EvaluationError:
+                failed.set()
+                raise
             finally:
                 free.put(gpu)
+            write_json(results / f"{name}.identity.json", keys[name])
+            advance(name)
 
         with ThreadPoolExecutor(max(1, len(gpus))) as pool:
-            try:
-                for future in as_completed([pool.submit(judge, name) for name in todo]):
-                    future.result()
-            except EvaluationError:
-                pool.shutdown(cancel_futures=True)
-                raise
+            running = [pool.submit(judge, name) for name in todo]
+        for future in running:
+            future.result()
 
 
 def filter_static(python: str | Path, videos: str | Path, results: str | Path) -> Path:
