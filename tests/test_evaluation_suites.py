@@ -177,7 +177,8 @@ def test_shapes_by_the_exact_judge(tmp_path):
     assert list(rows)[-3:] == ["Quality", "Semantic", "Total"]
     assert rows["Semantic"].teacher == pytest.approx(100)
     assert rows["Semantic"].interval[1] < 0  # the student is worse, and it shows
-    assert rows["color"].prompts == 12 and rows["color"].difference < 0
+    assert rows["color"].prompts == rows["Total"].prompts == 12 and rows["color"].difference < 0
+    assert [rows[name].kind for name in ("color", "Quality", "Total")] == ["dimension", "group", "total"]
     judged = [shapes.judge(clip.frames, clip.caption) for clip in shapes.render(12, seed=800_000, split="heldout")]
     assert rows["Total"].teacher == pytest.approx(100 * np.mean([scores["total"] for scores in judged]))
     assert len(list((tmp_path / "student/videos").glob("*.mp4"))) == 12

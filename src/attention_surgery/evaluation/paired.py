@@ -26,8 +26,8 @@ class Difference:
         teacher, student: the scores.
         difference: student - teacher, in percentage points.
         interval: of the difference, over prompts; None where fewer than two prompts can be compared.
-        prompts: prompts with a judged video of both models; None for groups and totals.
-        videos: judged videos of the teacher and of the student; None for groups and totals.
+        prompts: prompts with a judged video of both models; None for what is put together from dimensions.
+        videos: judged videos of the teacher and of the student; None likewise.
     """
 
     name: str

@@ -1,6 +1,7 @@
 """The small world as a benchmark: captions, clips of a model, and the exact judge."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from ..files import append_jsonl, read_jsonl
 from ..generation import write_video
 from ..progress import progress
 from ..teacher.evaluate import captions_for
-from .paired import Difference, compare
+from .paired import Difference, Values, compare
 from .videos import Sampler, check_seeds
 
 SUMMARIES = {"quality": "Quality", "semantic": "Semantic", "total": "Total"}
@@ -117,18 +118,14 @@ def read_values(shots: Sequence[Shot], folder: str | Path) -> dict[str, dict[str
     return values
 
 
-def compare_shapes(
-    teacher: Mapping[str, Mapping[str, Sequence[float]]],
-    student: Mapping[str, Mapping[str, Sequence[float]]],
-    **options: Any,
-) -> list[Difference]:
+def compare_shapes(teacher: Values, student: Values, **options: Any) -> list[Difference]:
     """`compare` on what `read_values` gives: dimensions, then the judge's summaries as groups and total."""
-
-    def aggregate(scores: Mapping[str, Any]) -> dict[str, Any]:
-        return {title: scores[name] for name, title in SUMMARIES.items()}
-
-    rows = compare(teacher, student, aggregate=aggregate, **options)
-    return [row for row in rows if row.name not in SUMMARIES]
+    rows = {row.name: row for row in compare(teacher, student, **options)}
+    summaries = [
+        dataclasses.replace(rows.pop(name), name=title, kind="total" if name == "total" else "group")
+        for name, title in SUMMARIES.items()
+    ]
+    return [*rows.values(), *summaries]
 
 
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:
