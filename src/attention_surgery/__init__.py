@@ -9,6 +9,7 @@ from .checkpoint import from_pretrained, push_to_hub, save_pretrained
 from .cost import CostReport, block_costs, profile
 from .distillation import DistillConfig, FeatureMapBank, distill
 from .errors import SurgeryError
+from .evaluation import vbench2_scores, vbench_scores
 from .finetuning import FinetuneConfig, finetune
 from .layers import FeatureMap
 from .models import HybridConfig, HybridWanTransformer3DModel, convert_, disabled, revert_
@@ -46,4 +47,6 @@ __all__ = [
     "shapes",
     "softmax_token_mask",
     "tiny_wan",
+    "vbench2_scores",
+    "vbench_scores",
 ]
