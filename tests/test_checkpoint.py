@@ -186,11 +186,11 @@ def test_the_stock_pipeline_cannot_load_a_hybrid_checkpoint_as_its_transformer(t
 
 # --- damaged, foreign, newer ---------------------------------------------------------------------------------------
 
-FIRST = "blocks.0.attn1.processor.phi_q.weights.0"
+FIRST = "blocks.0.attn1.processor.phi_q.weight_0"
 DAMAGE = {
     "phi missing key": lambda c: edit_tensors(c / "phi/phi.safetensors", lambda t: t.pop(FIRST)),
     "phi unexpected key": lambda c: edit_tensors(
-        c / "phi/phi.safetensors", lambda t: t.update({"blocks.1.attn1.processor.phi_q.weights.0": t[FIRST].clone()})
+        c / "phi/phi.safetensors", lambda t: t.update({"blocks.1.attn1.processor.phi_q.weight_0": t[FIRST].clone()})
     ),
     "phi base key": lambda c: edit_tensors(
         c / "phi/phi.safetensors", lambda t: t.update({"proj_out.bias": torch.zeros(16)})

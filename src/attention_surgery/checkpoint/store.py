@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from diffusers import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanAttention
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
@@ -45,7 +46,7 @@ def save_pretrained(
             and "cost" (fraction of the all-softmax cost) are shown as such, the rest as JSON.
 
     Raises:
-        ModelError: `model` is not converted, carries LoRA adapters, or ("phi") is quantised.
+        ModelError: `model` is not converted, carries adapters or fused projections, or ("phi") is quantised.
         ConfigError: another value of `weights`.
         CheckpointError: `directory` holds something else.
     """
@@ -58,6 +59,8 @@ def save_pretrained(
             f"cannot save a model that carries adapters ({', '.join(model.peft_config)}): call fuse_lora() and "
             "unload_lora_weights() on the pipeline first, or only the latter to drop them"
         )
+    if any(module.fused_projections for module in model.modules() if isinstance(module, WanAttention)):
+        raise ModelError("cannot save a model whose projections are fused: call unfuse_qkv_projections() on it first")
     card = model_card(model, weights=weights, provenance=provenance or {})
     with replaced(directory) as staging:
         if weights == "all":

@@ -51,9 +51,21 @@ class FeatureMap(nn.Module):
         self.features = degree * head_dim
         widths = [head_dim] + [self.features] * layers
         pairs = list(itertools.pairwise(widths))
-        self.weights = nn.ParameterList(nn.Parameter(torch.empty(heads, i, o)) for i, o in pairs)  # h in out
-        self.biases = nn.ParameterList(nn.Parameter(torch.empty(heads, o)) for _, o in pairs)
+        # Parameters of this module, not of a ParameterList: offloading brings them back when their module is called.
+        for layer, (i, o) in enumerate(pairs):
+            self.register_parameter(f"weight_{layer}", nn.Parameter(torch.empty(heads, i, o)))
+            self.register_parameter(f"bias_{layer}", nn.Parameter(torch.empty(heads, o)))
         self.reset_parameters()
+
+    @property
+    def weights(self) -> tuple[nn.Parameter, ...]:
+        """The weight of each layer, h in out."""
+        return tuple(getattr(self, f"weight_{layer}") for layer in range(self.layers))
+
+    @property
+    def biases(self) -> tuple[nn.Parameter, ...]:
+        """The bias of each layer, h out."""
+        return tuple(getattr(self, f"bias_{layer}") for layer in range(self.layers))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -68,9 +80,11 @@ class FeatureMap(nn.Module):
             columns.mul_(moment ** (-1 / power))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map `x` (b n h d) to features (b n h P·d), in the dtype of `x`. TensorError for another shape."""
+        """Map `x` (b n h d) to features (b n h P·d), in the dtype of `x`. TensorError for another shape or device."""
         if x.ndim != 4 or x.shape[2:] != (self.heads, self.head_dim):
             raise TensorError(f"feature map of {self.heads} heads of {self.head_dim} got shape {tuple(x.shape)}")
+        if x.device != self.weights[0].device:
+            raise TensorError(f"feature map on {self.weights[0].device} got an input on {x.device}; move one of them")
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = torch.einsum("bnhi,hio->bnho", x, weight.to(x.dtype)) + bias.to(x.dtype)
             x = F.silu(x) if layer < self.layers - 1 else squareplus(x)

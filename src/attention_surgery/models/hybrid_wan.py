@@ -13,6 +13,10 @@ from ..errors import CheckpointError, ModelError
 from .hybrid_config import HybridConfig
 from .install import install_
 
+NO_PARALLELISM = (
+    "a hybrid model does not run under context or tensor parallelism; use data parallelism or FSDP, or revert_ it first"
+)
+
 
 class HybridWanTransformer3DModel(WanTransformer3DModel):
     """A `WanTransformer3DModel` some of whose self-attention layers are hybrid.
@@ -40,10 +44,7 @@ class HybridWanTransformer3DModel(WanTransformer3DModel):
 
     def enable_parallelism(self, *args: Any, **kwargs: Any) -> None:
         """ModelError: the softmax set and the linear state span all tokens, which context parallelism splits."""
-        raise ModelError(
-            f"{type(self).__name__} does not run under context or tensor parallelism; "
-            "use data parallelism or FSDP, or revert_(model) first"
-        )
+        raise ModelError(NO_PARALLELISM)
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:  # type: ignore[override]
         """As in diffusers, as variant "hybrid"."""
@@ -52,7 +53,12 @@ class HybridWanTransformer3DModel(WanTransformer3DModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike | None, **kwargs: Any) -> Any:  # type: ignore[override]
-        """As in diffusers, but CheckpointError if any key is missing, unexpected or of another shape."""
+        """As in diffusers, but CheckpointError if any key is missing, unexpected or of another shape.
+
+        ModelError for a `parallel_config`, as in `enable_parallelism`.
+        """
+        if kwargs.get("parallel_config") is not None:
+            raise ModelError(NO_PARALLELISM)
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs["variant"] = _variant(kwargs.get("variant"))
         model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)  # type: ignore[misc]

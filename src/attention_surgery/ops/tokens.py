@@ -41,10 +41,13 @@ def check_grid(n: int, pattern: Pattern, grid: Grid | None) -> None:
 
 
 @torch.compiler.assume_constant_result
-@cache
 def lattice_steps(rate: int) -> tuple[int, int]:
     """The (a, b) for which the shortest vector of the lattice {x + a·y + b·t = 0 mod R} is longest (fewest ties)."""
+    return _search_steps(rate)
 
+
+@cache
+def _search_steps(rate: int) -> tuple[int, int]:
     def spread(steps: tuple[int, int]) -> tuple[int, int]:
         reach = range(-rate, rate + 1) if rate <= 8 else range(-8, 9)
         norms = [
