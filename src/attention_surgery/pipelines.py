@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
 
@@ -32,9 +33,15 @@ def load_pipeline(base: str | Path, *, dtype: torch.dtype, device: str = "auto",
     """Load `base` in `dtype` onto `device`; `components` (such as transformer=…) take the place of its own.
 
     Raises:
-        ModelError: `base` is no pipeline that holds a Wan transformer.
+        ModelError: `base` is no Wan pipeline, or does not take one of the components.
     """
-    pipe = DiffusionPipeline.from_pretrained(resolve_base(base), dtype=dtype, **components)
-    if "transformer" not in pipe.components or "Wan" not in type(pipe.transformer).__name__:
-        raise ModelError(f"{base} is a {type(pipe).__name__}; expected a pipeline with a Wan transformer")
+    source = resolve_base(base)
+    # `DiffusionPipeline.from_pretrained` drops components that are passed to it without a word: ask the class itself.
+    name = DiffusionPipeline.load_config(source)["_class_name"]
+    if not name.startswith("Wan"):
+        raise ModelError(f"{base} is a {name}; expected a Wan pipeline")
+    pipe = getattr(diffusers, name).from_pretrained(source, dtype=dtype, **components)
+    for part, module in components.items():
+        if getattr(pipe, part) is not module:
+            raise ModelError(f"{name} did not take the {part} that was passed to it")
     return pipe.to(resolve_device(device))

@@ -1,0 +1,402 @@
+"""Fine-tuning: data, cache, objectives, exact resume, processes, bad input."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from micro_wan import micro_pipeline
+
+import attention_surgery as asg
+from attention_surgery.errors import ConfigError, DataError, DivergenceError, ModelError, RunError
+from attention_surgery.files import read_jsonl
+from attention_surgery.finetuning import FinetuneConfig, finetune, read_dataset
+from attention_surgery.finetuning.cache import LatentCache
+from attention_surgery.finetuning.dataset import load_clip
+from attention_surgery.finetuning.objective import teacher_velocity, training_loss, velocity_of
+from attention_surgery.generation import write_video
+
+CONFIG = FinetuneConfig(
+    batch_size=2,
+    max_steps=6,
+    num_frames=5,
+    height=32,
+    width=32,
+    fps=8,
+    heldout_videos=2,
+    evaluate_every=3,
+    checkpoint_every=2,
+    max_sequence_length=16,
+    lr=1e-3,
+)
+RATES = {0: 2, 2: 4}
+
+
+def write_clips(folder: Path, count: int = 6, frames: int = 9, fps: int = 8) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        clip = rng.integers(0, 255, (frames, 4, 4, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+        write_video(folder / f"{i}.mp4", clip, fps=fps)
+        (folder / f"{i}.txt").write_text("a red ball" if i % 2 else "a blue ball")
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    write_clips(folder)
+    return folder
+
+
+def converted():
+    pipe = micro_pipeline()
+    torch.manual_seed(1)
+    asg.convert_(pipe.transformer, asg.HybridConfig(RATES))
+    return pipe
+
+
+def weights(pipe) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in pipe.transformer.state_dict().items()}
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def _metadata(folder: Path, layout: str, files: list[str]) -> None:
+    rows = [{"file_name": file, "text": f"caption {file}"} for file in files]
+    if layout == "csv":
+        lines = ["file_name,text", *(f'{row["file_name"]},"{row["text"]}, with a comma"' for row in rows)]
+        (folder / "metadata.csv").write_text("\n".join(lines))
+    elif layout == "jsonl":
+        (folder / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    elif layout == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "metadata.parquet")
+    elif layout == "pairs":
+        for row in rows:
+            (folder / row["file_name"]).with_suffix(".txt").write_text(row["text"])
+    elif layout == "lists":
+        (folder / "videos.txt").write_text("\n".join(files))
+        (folder / "prompt.txt").write_text("\n".join(row["text"] for row in rows))
+    elif layout == "videos2caption":
+        rows = [{"path": row["file_name"], "cap": [row["text"]]} for row in rows]
+        (folder / "videos2caption.json").write_text(json.dumps(rows))
+    else:
+        lines = ["video,prompt", *(f"{row['file_name']},{row['text']}" for row in rows)]
+        (folder / "train.csv").write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize("layout", ["csv", "jsonl", "parquet", "pairs", "lists", "videos2caption", "video,prompt"])
+def test_dataset_layouts(tmp_path, layout):
+    for name in ("b.mp4", "a.mp4"):
+        (tmp_path / name).write_bytes(b"x")
+    _metadata(tmp_path, layout, ["a.mp4", "b.mp4"])
+    entries = read_dataset(tmp_path)
+    assert [entry.path.name for entry in entries] == ["a.mp4", "b.mp4"]
+    assert all(entry.caption.startswith(f"caption {entry.path.name}") for entry in entries)
+
+
+def test_dataset_faults_are_named(tmp_path):
+    with pytest.raises(DataError, match="is no folder"):
+        read_dataset(tmp_path / "absent")
+    with pytest.raises(DataError, match="no captioned videos"):
+        read_dataset(tmp_path)
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"a\.mp4 has no caption"):
+        read_dataset(tmp_path)
+    (tmp_path / "a.txt").write_text(" ")
+    with pytest.raises(DataError, match=r"1 of 1 captions are empty, such as that of a\.mp4"):
+        read_dataset(tmp_path)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "b.mp4", "text": "x"}\n')
+    with pytest.raises(DataError, match=r"1 of 1 videos do not exist, such as b\.mp4"):
+        read_dataset(tmp_path)
+    (tmp_path / "metadata.jsonl").write_text('{"clip": "b.mp4", "text": "x"}\n')
+    with pytest.raises(DataError, match="expected one of"):
+        read_dataset(tmp_path)
+
+
+def test_clips_keep_their_speed_and_say_what_is_left(tmp_path):
+    frames = np.repeat(np.arange(16, dtype=np.uint8)[:, None, None, None] * 15, 32, 1).repeat(48, 2).repeat(3, 3)
+    write_video(tmp_path / "v.mp4", frames, fps=8)
+    same = load_clip(tmp_path / "v.mp4", num_frames=5, height=32, width=32, fps=8)
+    assert same.frames.shape == (5, 32, 32, 3)
+    assert np.abs(same.frames.mean(axis=(1, 2, 3)) - np.arange(5) * 15).max() < 6
+    assert same.dropped_seconds == pytest.approx(11 / 8, abs=0.02)
+    half = load_clip(tmp_path / "v.mp4", num_frames=5, height=32, width=32, fps=4)
+    assert np.abs(half.frames.mean(axis=(1, 2, 3)) - np.arange(0, 10, 2) * 15).max() < 6
+    double = load_clip(tmp_path / "v.mp4", num_frames=9, height=32, width=32, fps=16)
+    assert np.abs(double.frames.mean(axis=(1, 2, 3)) - (np.arange(9) // 2) * 15).max() < 6
+    with pytest.raises(DataError, match="gives 16 frames at 8 per second; 17 are wanted"):
+        load_clip(tmp_path / "v.mp4", num_frames=17, height=32, width=32, fps=8)
+
+
+def test_bad_videos_stop_or_are_skipped_on_request(tmp_path, caplog):
+    write_clips(tmp_path, count=5)
+    (tmp_path / "1.mp4").write_bytes(b"not a video")
+    write_video(tmp_path / "2.mp4", np.zeros((3, 32, 32, 3), np.uint8), fps=8)
+    entries = read_dataset(tmp_path)
+    pipe = micro_pipeline()
+    with pytest.raises(
+        DataError, match=r"2 of 5 videos cannot be used: .*1\.mp4 does not decode.*2\.mp4 gives 3 frames"
+    ):
+        LatentCache(tmp_path / "cache", pipe, entries, CONFIG)
+    cache = LatentCache(tmp_path / "cache", pipe, entries, dataclasses.replace(CONFIG, skip_bad=True))
+    assert len(cache) == 3
+    assert "skipped 2 of 5" in caplog.text
+
+
+def test_cache_holds_what_the_pipeline_computes(videos, tmp_path):
+    pipe = micro_pipeline()
+    entries = read_dataset(videos)
+    cache = LatentCache(tmp_path, pipe, entries, CONFIG)
+    latents, text = cache[1]
+    clip = load_clip(entries[1].path, num_frames=5, height=32, width=32, fps=8).frames
+    video = torch.from_numpy(clip).permute(3, 0, 1, 2)[None] / 127.5 - 1
+    with torch.no_grad():
+        expected = pipe.vae.encode(video).latent_dist.mode()[0]
+        embedding, _ = pipe.encode_prompt(entries[1].caption, do_classifier_free_guidance=False, max_sequence_length=16)
+    torch.testing.assert_close(latents, expected)
+    torch.testing.assert_close(text, embedding[0])
+    stamps = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    LatentCache(tmp_path, pipe, entries, CONFIG)
+    assert stamps == {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    other = LatentCache(tmp_path, pipe, entries, dataclasses.replace(CONFIG, num_frames=9))
+    assert other[0][0].shape[1] == 5 and not set(other.files) & set(cache.files)
+
+
+# --- objectives -------------------------------------------------------------------------------------------------------
+
+
+def test_flow_objective_is_flow_matching():
+    torch.manual_seed(0)
+    latents, noise = torch.randn(2, 2, 4, 3, 8, 8).unbind()
+    sigma, text = torch.tensor([0.3, 0.8]), torch.randn(2, 7, 16)
+    seen = []
+
+    def student(noisy, level, embedding):
+        seen.append((noisy, level, embedding))
+        return torch.zeros_like(noisy)
+
+    loss = training_loss(student, None, latents, noise, sigma, text, CONFIG)
+    torch.testing.assert_close(loss, (noise - latents).square().mean())
+    torch.testing.assert_close(seen[0][0][1], 0.2 * latents[1] + 0.8 * noise[1])
+
+
+@pytest.mark.parametrize("trainable", ["all", "phi", "lora"])
+def test_teacher_is_the_softmax_model(trainable):
+    pipe = micro_pipeline()
+    inputs = (torch.randn(1, 4, 3, 8, 8), torch.tensor([0.5]), torch.randn(1, 7, 16))
+    with torch.no_grad():
+        expected = velocity_of(pipe.transformer)(*inputs)
+    asg.convert_(pipe.transformer, asg.HybridConfig(RATES))
+    config = dataclasses.replace(CONFIG, trainable=trainable)
+    from attention_surgery.finetuning.loop import prepare_parameters_
+
+    prepare_parameters_(pipe.transformer, config)
+    teacher = teacher_velocity(pipe.transformer, config)
+    torch.testing.assert_close(teacher(*inputs), expected)
+    with torch.no_grad():
+        assert not torch.allclose(velocity_of(pipe.transformer)(*inputs), expected)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trainable", ["all", "phi", "lora"])
+@pytest.mark.parametrize("objective", ["flow", "both"])
+def test_what_trains_and_what_does_not(videos, tmp_path, trainable, objective):
+    pipe = converted()
+    before = weights(pipe)
+    finetune(
+        pipe,
+        videos,
+        config=dataclasses.replace(CONFIG, trainable=trainable, objective=objective, lora_rank=4),
+        output_dir=tmp_path,
+    )
+    after = weights(pipe)
+    assert before.keys() == after.keys()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    phi = {name for name in before if ".processor." in name}
+    assert phi <= moved
+    if trainable == "phi":
+        assert moved == phi
+    if trainable == "lora":
+        assert "blocks.1.attn1.to_q.weight" in moved and "patch_embedding.weight" not in moved
+        assert (tmp_path / "lora" / "pytorch_lora_weights.safetensors").exists()
+    if trainable == "all":
+        assert "patch_embedding.weight" in moved
+
+
+def test_loss_falls_and_everything_is_logged(videos, tmp_path):
+    config = dataclasses.replace(
+        CONFIG,
+        max_steps=30,
+        evaluate_every=10,
+        ema_decay=0.5,
+        validation_prompts=("a red ball",),
+        validate_every=15,
+        validation_steps=2,
+        trackers=("tensorboard",),
+    )
+    finetune(converted(), videos, config=config, output_dir=tmp_path)
+    rows = read_jsonl(tmp_path / "log.jsonl")
+    heldout = {row["step"]: row["heldout_loss"] for row in rows if "heldout_loss" in row}
+    assert list(heldout) == [0, 10, 20, 30]
+    assert heldout[30] < heldout[0]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 31))
+    assert sorted(path.name for path in (tmp_path / "validation").iterdir()) == [
+        "step-0000000",
+        "step-0000015",
+        "step-0000030",
+    ]
+    assert (tmp_path / "validation" / "step-0000015" / "000.mp4").stat().st_size > 0
+    assert len(list((tmp_path / "checkpoints").iterdir())) == config.keep_checkpoints
+    assert any((tmp_path / "trackers").rglob("events.out.tfevents*"))
+
+
+def test_accumulation_and_gradient_checkpointing_do_not_change_the_result(videos, tmp_path):
+    config = dataclasses.replace(CONFIG, mixed_precision="no", batch_size=4, max_steps=3)
+    results = []
+    for i, changes in enumerate(({}, {"gradient_accumulation_steps": 2}, {"gradient_checkpointing": False})):
+        pipe = converted()
+        finetune(pipe, videos, config=dataclasses.replace(config, **changes), output_dir=tmp_path / str(i))
+        results.append(weights(pipe))
+    for other in results[1:]:
+        for name, tensor in results[0].items():
+            torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+WORKER = """
+import sys
+sys.path.insert(0, sys.argv[3])
+import dataclasses, torch
+from test_finetuning import CONFIG, converted, finetune
+torch.set_num_threads(1)
+pipe = converted()
+config = dataclasses.replace(CONFIG, max_steps=int(sys.argv[4]), ema_decay=0.9, mixed_precision="no",
+                             batch_size=4, checkpoint_every=5)
+finetune(pipe, sys.argv[1], config=config, output_dir=sys.argv[2], resume=(len(sys.argv) > 5))
+if torch.distributed.is_initialized() is False or torch.distributed.get_rank() == 0:
+    torch.save(pipe.transformer.state_dict(), sys.argv[2] + "/result.pt")
+"""
+
+
+def worker(videos: Path, folder: Path, steps: int, *flags: str) -> list[str]:
+    return [sys.executable, "-c", WORKER, str(videos), str(folder), str(Path(__file__).parent), str(steps), *flags]
+
+
+def test_killed_and_resumed_is_the_unbroken_run(videos, tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(worker(videos, tmp_path / "unbroken", 40), check=True, env=environment, timeout=200)
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(worker(videos, killed, 40), env=environment)
+    deadline = time.monotonic() + 120
+    while not (killed / "log.jsonl").exists() or len((killed / "log.jsonl").read_text().splitlines()) < 14:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "result.pt").exists()
+    subprocess.run(worker(videos, killed, 40, "resume"), check=True, env=environment, timeout=200)
+    one = torch.load(tmp_path / "unbroken" / "result.pt", weights_only=True)
+    two = torch.load(killed / "result.pt", weights_only=True)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    steps = [row["step"] for row in read_jsonl(killed / "log.jsonl") if "loss" in row]
+    assert steps == list(range(1, 41))
+
+
+def test_two_processes_compute_what_one_does(videos, tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    subprocess.run(worker(videos, tmp_path / "one", 6), check=True, env=environment, timeout=200)
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29611"]
+    arguments = [str(videos), str(tmp_path / "two"), str(Path(__file__).parent), "6"]
+    subprocess.run([*launch, str(script), *arguments], check=True, env=environment, timeout=300)
+    one = torch.load(tmp_path / "one" / "result.pt", weights_only=True)
+    two = torch.load(tmp_path / "two" / "result.pt", weights_only=True)
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-5)
+    losses = [[row["loss"] for row in read_jsonl(tmp_path / n / "log.jsonl") if "loss" in row] for n in ("one", "two")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_refusals_change_nothing(videos, tmp_path):
+    pipe = micro_pipeline()
+    with pytest.raises(ModelError, match="convert_ it before"):
+        finetune(pipe, videos, config=CONFIG, output_dir=tmp_path / "run")
+    pipe = converted()
+    before = weights(pipe)
+    with pytest.raises(DataError, match="6 videos, of which 6 are held out"):
+        finetune(pipe, videos, config=dataclasses.replace(CONFIG, heldout_videos=6), output_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("mine")
+    with pytest.raises(RunError, match="not empty"):
+        finetune(pipe, videos, config=CONFIG, output_dir=tmp_path / "mine")
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(pipe).items())
+
+
+def test_run_folders_are_not_mixed(videos, tmp_path):
+    config = dataclasses.replace(CONFIG, max_steps=2)
+    finetune(converted(), videos, config=config, output_dir=tmp_path)
+    with pytest.raises(RunError, match="resume=True"):
+        finetune(converted(), videos, config=config, output_dir=tmp_path)
+    with pytest.raises(RunError, match=r"lr: 0\.001 → 0\.5"):
+        finetune(converted(), videos, config=dataclasses.replace(config, lr=0.5), output_dir=tmp_path, resume=True)
+
+
+def test_divergence_names_step_and_videos_and_keeps_the_last_checkpoint(videos, tmp_path):
+    config = dataclasses.replace(CONFIG, lr=1e30, max_grad_norm=1e30, mixed_precision="no", checkpoint_every=1)
+    with pytest.raises(DivergenceError, match=r"at step \d, batch of \[.*\.mp4"):
+        finetune(converted(), videos, config=config, output_dir=tmp_path)
+    assert not list((tmp_path / "checkpoints").glob(".step-*"))
+
+
+def test_a_checkpoint_that_cannot_be_written_is_an_error(videos, tmp_path, monkeypatch):
+    from accelerate import Accelerator
+
+    def full(self, folder):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Accelerator, "save_state", full)
+    with pytest.raises(RunError, match="No space left on device; earlier ones stand"):
+        finetune(converted(), videos, config=CONFIG, output_dir=tmp_path)
+    assert not list((tmp_path / "checkpoints").glob("*step*"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"trainable": "some"},
+        {"objective": "mse"},
+        {"lr": 0.0},
+        {"batch_size": 3, "gradient_accumulation_steps": 2},
+        {"ema_decay": 1.0},
+        {"validate_every": 5},
+        {"heldout_videos": 0},
+    ],
+)
+def test_options_outside_their_range(options):
+    with pytest.raises(ConfigError):
+        FinetuneConfig(**options)
