@@ -1,6 +1,7 @@
 """The recipe's settings: one small TOML file, every entry of which is a field below."""
 
 import dataclasses
+import json
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -68,8 +69,8 @@ class RecipeConfig:
                     raise ConfigError(f"{name} is not set; only base='tiny-wan' makes its own: give a path")
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON object."""
-        return dataclasses.asdict(self) | {"rates": list(self.rates)}
+        """A JSON object, as it is read back from a file: lists in place of tuples."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
 def read_config(path: str | Path) -> RecipeConfig:

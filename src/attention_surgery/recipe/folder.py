@@ -37,11 +37,11 @@ class RunFolder:
         before = read_json(file)
         if before.get("format") != FORMAT:
             raise RunError(f"{self.path} was made by another version (format {before.get('format')!r}, not {FORMAT})")
-        after = {"format": FORMAT} | settings
+        one, two = _flat(before), _flat({"format": FORMAT} | settings)
         changed = [
-            f"{key}: {before.get(key)!r} → {after.get(key)!r}"
-            for key in sorted(before.keys() | after.keys())
-            if before.get(key) != after.get(key)
+            f"{key}: {one.get(key)!r} → {two.get(key)!r}"
+            for key in sorted(one.keys() | two.keys())
+            if one.get(key) != two.get(key)
         ]
         if changed:
             raise RunError(f"{self.path} was made with other settings ({'; '.join(changed)}); give another folder")
@@ -63,3 +63,11 @@ class RunFolder:
         """The finished stages, by name, in order."""
         file = self.path / "stages.jsonl"
         return {row["stage"]: row for row in read_jsonl(file)} if file.exists() else {}
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,226 @@
+"""The whole recipe on a pipeline of toy size: one folder, stopped and started, one report; and its settings."""
+
+import dataclasses
+import html.parser
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from micro_wan import micro_pipeline
+
+import attention_surgery as asg
+from attention_surgery.errors import ConfigError, DataError, RunError
+from attention_surgery.generation import read_video, write_video
+from attention_surgery.pipelines import load_pipeline
+from attention_surgery.recipe import RecipeConfig, read_config, run
+from attention_surgery.report import build_report
+
+SHAPE = "num_frames = 9\nheight = 64\nwidth = 64\nmax_sequence_length = 16\n"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A base pipeline, prompts, videos and a config file, all on disk."""
+    folder = tmp_path_factory.mktemp("world")
+    micro_pipeline().save_pretrained(folder / "base")
+    (folder / "prompts.txt").write_text("a red ball\na blue ball\nred\n\n")
+    (folder / "samples.txt").write_text("ball\nblue ball\nunused\n")
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        write_video(folder / "videos" / f"{i}.mp4", rng.integers(0, 255, (9, 64, 64, 3), dtype=np.uint8), fps=8)
+        (folder / "videos" / f"{i}.txt").write_text("a red ball")
+    (folder / "recipe.toml").write_text(
+        f"""
+base = "{folder / "base"}"
+prompts = "{folder / "prompts.txt"}"
+videos = "{folder / "videos"}"
+sample_prompts = "{folder / "samples.txt"}"
+num_samples = 2
+rates = [2, 4, "linear"]
+budget = 0.99
+dtype = "float32"
+device = "cpu"
+[distill]
+num_trajectories = 2
+num_inference_steps = 2
+heldout_prompts = 1
+{SHAPE}
+[finetune]
+batch_size = 2
+max_steps = 2
+heldout_videos = 1
+fps = 8
+{SHAPE}
+[generate]
+num_inference_steps = 2
+negative_prompt = ""
+fps = 8
+{SHAPE}
+"""
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(world, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert run(read_config(world / "recipe.toml"), folder) == folder / "report.html"
+    return folder
+
+
+def test_a_run_leaves_everything(finished, world):
+    stages = [json.loads(line)["stage"] for line in (finished / "stages.jsonl").read_text().splitlines()]
+    assert stages == [
+        "profile",
+        "distill",
+        "select",
+        "convert",
+        "generate teacher",
+        "generate distilled",
+        "finetune",
+        "generate hybrid",
+    ]
+    for variant in ("teacher", "distilled", "hybrid"):
+        for i in range(2):
+            assert read_video(finished / "videos" / variant / f"{i:04d}.mp4").shape == (9, 64, 64, 3)
+    selection = json.loads((finished / "selection.json").read_text())
+    assert selection["cost"] <= 0.99
+    model = asg.from_pretrained(finished / "model")
+    assert {str(b): r for b, r in model.hybrid_config.rates.items()} == {
+        b: r for b, r in selection["rates"].items() if r != 1
+    }
+    pipe = load_pipeline(world / "base", dtype=torch.float32, device="cpu", transformer=model)
+    assert pipe.transformer is model
+
+
+def test_teacher_distilled_and_hybrid_are_three_models(finished):
+    videos = [read_video(finished / "videos" / v / "0000.mp4").astype(int) for v in ("teacher", "distilled", "hybrid")]
+    assert not np.array_equal(videos[0], videos[1]) and not np.array_equal(videos[1], videos[2])
+
+
+class Page(html.parser.HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.titles, self.videos, self.links, self.inside = [], [], [], False
+
+    def handle_starttag(self, tag, attrs):
+        self.inside = tag == "h2"
+        attributes = dict(attrs)
+        if tag == "video":
+            self.videos.append(attributes["src"])
+        self.links += [attributes[name] for name in ("src", "href") if attributes.get(name, "").startswith("http")]
+
+    def handle_data(self, data):
+        if self.inside and data.strip():
+            self.titles.append(data.strip())
+
+
+def test_report_is_one_file_with_every_section(finished):
+    page = Page()
+    page.feed((finished / "report.html").read_text())
+    assert page.links == []
+    assert len(page.videos) == 6 and all(src.startswith("data:video/mp4;base64,") for src in page.videos)
+    assert page.titles == [
+        "Videos, same prompts and seeds",
+        "Cost before and after",
+        "Error of each block by rate, after distillation",
+        "Choice of rates",
+        "Distillation",
+        "Fine-tuning",
+        "Time of each stage",
+        "How this was made",
+    ]
+
+
+def test_report_of_a_foreign_folder(tmp_path):
+    with pytest.raises(RunError, match="no run folder"):
+        build_report(tmp_path)
+
+
+def test_a_stopped_run_goes_on_and_does_nothing_twice(world, finished, tmp_path, monkeypatch):
+    """Stopped in the middle of every stage in turn; the result is that of the unbroken run."""
+    module = importlib.import_module("attention_surgery.recipe.run")
+    config, folder = read_config(world / "recipe.toml"), tmp_path / "run"
+    calls = []
+    for name in ("distill_stage", "select_stage", "convert_stage", "generate_stage", "finetune_stage"):
+        original = getattr(module, name)
+
+        def stopped_once(*args, original=original, name=name, **kwargs):
+            result = original(*args, **kwargs)
+            calls.append(name)
+            if calls.count(name) == 1:
+                raise KeyboardInterrupt
+            return result
+
+        monkeypatch.setattr(module, name, stopped_once)
+    for _ in range(5):
+        with pytest.raises(KeyboardInterrupt):
+            run(config, folder)
+    run(config, folder)
+    assert calls.count("distill_stage") == 2 and calls.count("finetune_stage") == 2
+    before = len(calls)
+    run(config, folder)
+    assert len(calls) == before
+    one, two = asg.from_pretrained(finished / "model"), asg.from_pretrained(folder / "model")
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+
+
+def test_run_folders_are_not_mixed(world, finished, tmp_path):
+    config = read_config(world / "recipe.toml")
+    with pytest.raises(RunError, match=r"budget: 0\.99 → 0\.98"):
+        run(dataclasses.replace(config, budget=0.98), finished)
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(RunError, match="not empty"):
+        run(config, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_loading_takes_the_transformer_that_is_passed(world):
+    pipe = micro_pipeline()
+    asg.convert_(pipe.transformer, asg.HybridConfig({0: 2}))
+    loaded = load_pipeline(world / "base", dtype=torch.float32, device="cpu", transformer=pipe.transformer)
+    assert loaded.transformer is pipe.transformer
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("bse = 'x'", "entry 'bse' does not exist"),
+        ("[distill]\nsteps = 5", r"\[distill\]: entry 'steps' does not exist"),
+        ("budget = 'half'", "budget is 'half'"),
+        ("budget = 1.5", r"budget is 1\.5"),
+        ("rates = [0]", "rate 0 does not exist"),
+        ("distill = 5", "expected a table"),
+        ("base = 'elsewhere'", "prompts is not set"),
+        ("[finetune]\nlr = -1", "lr is -1"),
+        ("not toml", "no readable TOML"),
+    ],
+)
+def test_config_faults_are_named(tmp_path, text, message):
+    (tmp_path / "c.toml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_config(tmp_path / "c.toml")
+
+
+def test_config_reads_every_field_and_its_defaults(tmp_path):
+    (tmp_path / "c.toml").write_text('rates = [2, "linear"]\n[finetune]\nlr = 1\nvalidation_prompts = ["a"]\n')
+    config = read_config(tmp_path / "c.toml")
+    assert config.rates == (2, "linear") and config.finetune.lr == 1.0
+    assert config.finetune.validation_prompts == ("a",)
+    assert config.distill == RecipeConfig().distill
+
+
+def test_prompts_that_are_none(world, tmp_path):
+    (tmp_path / "empty.txt").write_text("\n \n")
+    config = dataclasses.replace(read_config(world / "recipe.toml"), prompts=str(tmp_path / "empty.txt"))
+    with pytest.raises(DataError, match="holds no prompts"):
+        run(config, tmp_path / "run")
+
+
+def test_unknown_types_are_refused(tmp_path):
+    (tmp_path / "c.toml").write_text("num_samples = 2.5")
+    with pytest.raises(ConfigError, match=r"num_samples is 2\.5"):
+        read_config(tmp_path / "c.toml")
