@@ -1,18 +1,24 @@
 """The public operator: checks its arguments, then takes the fastest correct path for the device at hand."""
 
-from typing import TYPE_CHECKING, Literal
+import logging
+from functools import cache
+from typing import TYPE_CHECKING, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from ..errors import ConfigError, TensorError
 from ..rates import Normalizer, Pattern, Rate, check_normalizer, check_pattern, check_rate
 from . import eager
 from .tokens import Grid, check_grid
+from .triton.support import unsupported
 
 if TYPE_CHECKING:
     from ..layers.feature_map import FeatureMap
 
-Backend = Literal["auto", "eager"]
+Backend = Literal["auto", "eager", "triton"]
+
+_log = logging.getLogger("attention_surgery")
 
 
 def hybrid_attention(
@@ -38,7 +44,8 @@ def hybrid_attention(
         normalizer: "max" is Eq. 5; "mean" takes c_i as the log of the mean exponential over the softmax tokens.
         pattern: "stride" is the paper's set; see `softmax_token_mask`.
         grid: (frames, rows, columns) of the tokens, for pattern "lattice".
-        backend: "eager" is the PyTorch path; "auto" the fastest path that supports device, dtype and shape.
+        backend: "triton" is the fused kernels, "eager" the PyTorch path; "auto" takes the kernels where they support
+            device, dtype and feature maps, and else the PyTorch path, with the reason in the log once.
         attention_backend: diffusers attention backend of the softmax part under "mean" (None: the active one).
 
     Returns:
@@ -46,16 +53,26 @@ def hybrid_attention(
 
     Raises:
         TensorError: shapes, dtypes or devices that do not fit; the message names the argument.
+            Under backend "triton" also what the kernels lack.
         RateError, ConfigError: a rate, normalizer, pattern or backend that does not exist.
     """
     check_rate(rate)
     check_normalizer(normalizer)
     check_pattern(pattern)
-    if backend not in ("auto", "eager"):
-        raise ConfigError(f"backend {backend!r} does not exist; expected 'auto' or 'eager'")
+    if backend not in get_args(Backend):
+        raise ConfigError(f"backend {backend!r} does not exist; expected one of {get_args(Backend)}")
     check_tensors(q, k, v, phi_q, phi_k)
     check_grid(q.shape[1], pattern, grid)
-    return eager.hybrid_attention(
+    path = eager.hybrid_attention
+    if backend != "eager":
+        reason = unsupported(q, phi_q, phi_k, rate)
+        if reason is None:
+            path = _kernels()
+        elif backend == "triton":
+            raise TensorError(f"backend 'triton' cannot run this: {reason}; use backend 'auto' or 'eager'")
+        else:
+            log_once(reason, q.device.type)
+    return path(
         q,
         k,
         v,
@@ -67,6 +84,23 @@ def hybrid_attention(
         grid=grid,
         attention_backend=attention_backend,
     )
+
+
+def _kernels():
+    from .triton.path import hybrid_attention  # Triton is optional, and heavy to import
+
+    return hybrid_attention
+
+
+@torch.compiler.assume_constant_result
+def log_once(reason: str, device_type: str) -> None:
+    """Name the path taken: a warning on a GPU, information elsewhere, once per reason and process."""
+    _log_reason(reason, logging.WARNING if device_type == "cuda" else logging.INFO)
+
+
+@cache
+def _log_reason(reason: str, level: int) -> None:
+    _log.log(level, "hybrid attention takes the PyTorch path: %s", reason)
 
 
 def check_tensors(q: Tensor, k: Tensor, v: Tensor, phi_q: "FeatureMap", phi_k: "FeatureMap") -> None:

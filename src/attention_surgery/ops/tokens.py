@@ -111,10 +111,11 @@ def split_tokens(
     rest = linear_token_index(index, n, rate)
     if pattern == "stride":
         return tuple(x[:, ::rate] for x in tensors), tuple(x.index_select(1, rest[0]) for x in tensors)
-    return tuple(_take(x, index) for x in tensors), tuple(_take(x, rest) for x in tensors)
+    return tuple(take(x, index) for x in tensors), tuple(take(x, rest) for x in tensors)
 
 
-def _take(x: Tensor, index: Tensor) -> Tensor:
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """The tokens of `x` (b n h d) at `index` (h m), each head's own: b m h d."""
     return x.gather(1, index.T[None, :, :, None].expand(x.shape[0], -1, -1, x.shape[3]))
 
 

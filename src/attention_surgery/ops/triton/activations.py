@@ -1,0 +1,94 @@
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false, reportPossiblyUnboundVariable=false
+"""The two activations of φ and their derivatives, on float32 tiles: SiLU inside, squareplus at the end.
+
+They stand once more in `layers/feature_map.py`; a change there is a change here. FAST takes the special-function unit's
+approximations, whose errors (2^-11 for tanh, 2^-22 for the roots) stay below the rounding to the 16-bit dtypes that
+follows; float32 operands take the accurate ones.
+"""
+
+import triton
+import triton.language as tl
+
+WIDTH = tl.constexpr(0.25)  # b of squareplus: SQUAREPLUS_WIDTH of layers/feature_map.py
+
+
+@triton.jit
+def _sigmoid(x, FAST: tl.constexpr):
+    if FAST:  # two at once: (1 + tanh(x/2)) / 2 in one special-function instruction
+        t = tl.inline_asm_elementwise(
+            """{
+            .reg .b32 pair;
+            .reg .b16 first, second;
+            cvt.rn.f16x2.f32 pair, $3, $2;
+            tanh.approx.f16x2 pair, pair;
+            mov.b32 {first, second}, pair;
+            cvt.f32.f16 $0, first;
+            cvt.f32.f16 $1, second;
+            }""",
+            "=f,=f,f,f",
+            [0.5 * x],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=2,
+        )
+        return 0.5 * t + 0.5
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def _reciprocal(x, FAST: tl.constexpr):
+    if FAST:
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return 1.0 / x
+
+
+@triton.jit
+def _inverse_root(x, FAST: tl.constexpr):
+    if FAST:
+        return tl.rsqrt(x)
+    return 1.0 / tl.sqrt_rn(x)
+
+
+@triton.jit
+def silu(x, FAST: tl.constexpr):
+    return x * _sigmoid(x, FAST)
+
+
+@triton.jit
+def silu_grad(x, FAST: tl.constexpr):
+    s = _sigmoid(x, FAST)
+    return s + x * s * (1.0 - s)
+
+
+@triton.jit
+def squareplus(x, FAST: tl.constexpr):
+    """(x + sqrt(x² + b)) / 2; on the negative side as b / 4 over its mirror image, where the sum would cancel."""
+    square = x * x + WIDTH
+    mirror = 0.5 * (tl.abs(x) + square * _inverse_root(square, FAST))
+    return tl.where(x > 0, mirror, 0.25 * WIDTH * _reciprocal(mirror, FAST))
+
+
+@triton.jit
+def squareplus_and_grad(x, FAST: tl.constexpr):
+    """squareplus and its derivative, squareplus(x) / sqrt(x² + b)."""
+    square = x * x + WIDTH
+    inverse = _inverse_root(square, FAST)
+    mirror = 0.5 * (tl.abs(x) + square * inverse)
+    value = tl.where(x > 0, mirror, 0.25 * WIDTH * _reciprocal(mirror, FAST))
+    return value, value * inverse
+
+
+@triton.jit
+def power(x, P):
+    """x^P for P = 1, 2, 3, which may be known at run time only."""
+    y = tl.where(P >= 2, x * x, x)
+    return tl.where(P >= 3, y * x, y)
+
+
+@triton.jit
+def power_grad(x, P):
+    """P·x^(P-1) for P = 1, 2, 3."""
+    y = tl.where(P >= 2, 2.0 * x, 1.0)
+    return tl.where(P >= 3, 3.0 * x * x, y)

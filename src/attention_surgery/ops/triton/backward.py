@@ -1,0 +1,233 @@
+# pyright: reportArgumentType=false
+"""Launches of the backward kernels. Tensors in, tensors out, no autograd."""
+
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from .attention_gradients import key_gradient_kernel, query_gradient_kernel
+from .blocks import Blocks
+from .descriptors import aligned, dense, matrix_descriptor, token_descriptor
+from .map_gradients import feature_gradient_kernel, input_gradient_kernel, token_product_kernel
+from .plan import Map, Plan, linear_count, strides, token_set
+
+WORKSPACE_BYTES = 2**28
+"""Work space of the gradients through φ: heads go through in rounds that fit it."""
+
+
+class Contraction(NamedTuple):
+    """What φ's features are contracted with, and the results of the gradient kernels. `query` tells the side.
+
+    Query side: `other` is dy, `state` and `mass` S̄ and z̄; y, denominator and ratio as in `forward.merge`; results ŷ
+    (`scaled`) and t (`delta`). Key side: `other` is v, `state` and `mass` dS̄/n_L and dz̄/n_L; result dv (`scaled`).
+    """
+
+    query: bool
+    other: Tensor
+    state: Tensor
+    mass: Tensor
+    scaled: Tensor
+    y: Tensor | None = None
+    denominator: Tensor | None = None
+    delta: Tensor | None = None
+    ratio: float = 1.0
+
+
+def merge_gradients(
+    dy: Tensor, y: Tensor, denominator: Tensor, q: Tensor, state: Tensor, mass: Tensor, phi: Map, ratio: float,
+    weights: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Of `forward.merge` and the linear part of `forward.attend`: ŷ = do, t (b h n), dq, dS̄, dz̄, and those of φ."""
+    plan = Plan(q)
+    side = Contraction(
+        query=True,
+        other=dy,
+        state=state,
+        mass=mass,
+        scaled=plan.tokens(),
+        y=y,
+        denominator=denominator,
+        delta=plan.float32(plan.b, plan.h, plan.n),
+        ratio=ratio,
+    )
+    dq = plan.tokens()
+    dstate, dmass, *of_map = _map_gradients(q, dq, side, phi, None, 0, weights)
+    assert side.delta is not None
+    return side.scaled, side.delta, dq, dstate, dmass, *of_map
+
+
+def state_gradients(
+    dstate: Tensor, dmass: Tensor, k: Tensor, v: Tensor, phi: Map, table: Tensor | None, rate: int, weights: bool
+) -> tuple[Tensor, ...]:
+    """Of `forward.linear_state`: dk and dv, zero at the softmax tokens, and those of φ."""
+    count = linear_count(k.shape[1], rate)
+    dk, dv = (torch.zeros(k.shape, dtype=k.dtype, device=k.device) for _ in range(2))
+    side = Contraction(query=False, other=v, state=dstate / count, mass=dmass / count, scaled=dv)
+    _, _, *of_map = _map_gradients(k, dk, side, phi, table, rate, weights)
+    return dk, dv, *of_map
+
+
+def _map_gradients(
+    x: Tensor, dx: Tensor, side: Contraction, phi: Map, table: Tensor | None, rate: int, weights: bool
+) -> tuple[Tensor, ...]:
+    """Fills dx and the results of `side`; returns dS̄ and dz̄ (query side), dw1, db1, dw2, db2 (if `weights`)."""
+    x, other, phi, plan = aligned(x), aligned(side.other), phi.like(x), Plan(x, phi.degree)
+    count, heads = linear_count(plan.n, rate), plan.b * plan.h
+    cuts = {name: plan.blocks(name) for name in ("feature_gradient", "input_gradient", "token_product")}
+    step = max(cut.rows for cut in cuts.values())
+    padded = triton.cdiv(count, step) * step
+    state = dense(side.state.to(x.dtype))
+    mass = side.mass.contiguous()
+    tokens = token_set(table, rate)
+
+    buffers = 4 if weights else 2
+    per_round = max(1, min(heads, WORKSPACE_BYTES // (buffers * padded * plan.f * x.element_size())))
+    work = torch.empty(buffers, per_round, padded, plan.f, dtype=x.dtype, device=x.device)
+    features, grad_output = work[0], work[1]
+    hidden, grad_hidden = (work[2], work[3]) if weights else (work[0], work[0])
+    products = {
+        "state": plan.float32(heads, plan.d, plan.f) if side.query else plan.float32(0),
+        "mass": plan.float32(heads, plan.f) if side.query else plan.float32(0),
+        "w1": plan.float32(heads, plan.d, plan.f) if weights else plan.float32(0),
+        "b1": plan.float32(heads, plan.f) if weights else plan.float32(0),
+        "w2": plan.float32(heads, plan.f, plan.f) if weights else plan.float32(0),
+        "b2": plan.float32(heads, plan.f) if weights else plan.float32(0),
+    }
+
+    for first in range(0, heads, per_round):
+        now = min(per_round, heads - first)
+        shared = {"count": count, "padded": padded, "N": plan.n, "H": plan.h, "first": first, **tokens}
+        cut = cuts["feature_gradient"]
+        feature_gradient_kernel[padded // cut.rows * plan.p, now](
+            x=x,
+            g=other,
+            y=side.y,
+            denominator=side.denominator,
+            state=matrix_descriptor(state, plan.d, plan.d),
+            mass=mass,
+            w1=matrix_descriptor(phi.w1, plan.d, cut.hidden),
+            b1=phi.b1,
+            w2=matrix_descriptor(phi.w2, cut.hidden, plan.d),
+            b2=phi.b2,
+            scaled=side.scaled,
+            delta=side.delta,
+            hidden=matrix_descriptor(hidden, cut.rows, cut.hidden),
+            features=matrix_descriptor(features, cut.rows, plan.d),
+            grad_output=matrix_descriptor(grad_output, cut.rows, plan.d),
+            ratio=side.ratio,
+            QUERY=side.query,
+            WEIGHTS=weights,
+            **strides("x", x),
+            **strides("g", other),
+            **shared,
+            **plan.map_options(cut),
+        )
+        cut = cuts["input_gradient"]
+        input_gradient_kernel[padded // cut.rows, now](
+            x=x,
+            state=matrix_descriptor(state, plan.d, plan.d),
+            w1=matrix_descriptor(phi.w1, plan.d, cut.hidden),
+            b1=phi.b1,
+            w2=matrix_descriptor(phi.w2, cut.hidden, plan.d),
+            features=matrix_descriptor(features, cut.rows, plan.d),
+            grad_output=matrix_descriptor(grad_output, cut.rows, plan.d),
+            dx=dx,
+            dv=side.scaled,
+            grad_hidden=matrix_descriptor(grad_hidden, cut.rows, cut.hidden),
+            QUERY=side.query,
+            WEIGHTS=weights,
+            **strides("x", x),
+            **shared,
+            **plan.map_options(cut),
+        )
+        rows, cut = slice(first, first + now), cuts["token_product"]
+        if side.query:
+            into = products["state"][rows], products["mass"][rows]
+            _token_product(side.scaled, features, side.delta, into, plan, cut, shared | token_set(None, 0))
+        if weights:
+            _token_product(x, grad_hidden, None, (products["w1"][rows], products["b1"][rows]), plan, cut, shared)
+            _token_product(hidden, grad_output, None, (products["w2"][rows], products["b2"][rows]), plan, cut, shared)
+
+    if side.query:
+        by_head = products["state"].view(plan.b, plan.h, plan.d, plan.f).transpose(2, 3)
+        products["state"] = by_head.contiguous() * side.ratio
+        products["mass"] = products["mass"].view(plan.b, plan.h, plan.f) * -side.ratio
+    if weights:
+        for name in ("w1", "b1", "w2", "b2"):
+            products[name] = products[name].unflatten(0, (plan.b, plan.h)).sum(0)
+    return tuple(products.values())
+
+
+def _token_product(
+    left: Tensor, right: Tensor, weight: Tensor | None, into: tuple[Tensor, Tensor], plan: Plan, cut: Blocks,
+    shared: dict[str, object],
+) -> None:  # fmt: skip
+    """leftᵀ right and the (weighted) sum of right over the tokens, into `into`; left is b n h d, or work space."""
+    product, total = into
+    heads, height, width = product.shape
+    tokens = left.ndim == 4
+    padded = right.shape[1]
+    grid = (height // plan.d) * (width // plan.d)
+    shares, steps = plan.shares(padded // cut.rows, grid * heads)
+    partial, sums = plan.float32(shares, *product.shape), plan.float32(shares, *total.shape)
+    token_product_kernel[grid, shares, heads](
+        left=left if tokens else matrix_descriptor(left, cut.rows, plan.d),
+        right=matrix_descriptor(right, cut.rows, plan.d),
+        weight=weight,
+        product=partial,
+        total=sums,
+        steps=steps,
+        TOKENS=tokens,
+        WEIGHTED=weight is not None,
+        L=height // plan.d,
+        R=width // plan.d,
+        **(strides("l", left) if tokens else {"stride_lb": 0, "stride_ln": 0, "stride_lh": 0}),
+        **shared,
+        **plan.options(cut),
+    )
+    torch.sum(partial, dim=0, out=product)
+    torch.sum(sums, dim=0, out=total)
+
+
+def attend_gradients(
+    q: Tensor, k: Tensor, v: Tensor, scaled: Tensor, delta: Tensor, top: Tensor, linear_grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq (with `linear_grad`, that of the linear part, added), dk and dv of the softmax part of `forward.attend`."""
+    q, k, v, plan = aligned(q), aligned(k), aligned(v), Plan(q)
+    m = k.shape[1]
+    dq = plan.tokens()
+    dk, dv = (torch.empty(k.shape, dtype=q.dtype, device=q.device) for _ in range(2))
+    shared = {
+        "delta": delta, "top": top, "N": plan.n, "H": plan.h,
+        "stride_qh": q.stride(2), "stride_kh": k.stride(2), "stride_vh": v.stride(2),
+        "logit_scale": math.log2(math.e) / math.sqrt(plan.d), "scale": 1 / math.sqrt(plan.d),
+    }  # fmt: skip
+    cut = plan.blocks("query_gradient")
+    query_gradient_kernel[triton.cdiv(plan.n, cut.rows), plan.b * plan.h](
+        q=token_descriptor(q, cut.rows),
+        k=token_descriptor(k, cut.across),
+        v=token_descriptor(v, cut.across),
+        grad=token_descriptor(scaled, cut.rows),
+        linear_grad=token_descriptor(linear_grad, cut.rows),
+        dq=token_descriptor(dq, cut.rows),
+        M=m,
+        BN=cut.across,
+        **shared,
+        **plan.options(cut),
+    )
+    cut = plan.blocks("key_gradient")
+    key_gradient_kernel[triton.cdiv(m, cut.rows), plan.b * plan.h](
+        q=token_descriptor(q, cut.across),
+        k=token_descriptor(k, cut.rows),
+        v=token_descriptor(v, cut.rows),
+        grad=token_descriptor(scaled, cut.across),
+        dk=token_descriptor(dk, cut.rows),
+        dv=token_descriptor(dv, cut.rows),
+        BN=cut.across,
+        **shared,
+        **plan.options(cut),
+    )
+    return dq, dk, dv

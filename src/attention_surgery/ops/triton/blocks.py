@@ -1,0 +1,75 @@
+"""Block sizes of every kernel: a plain table by head dim and architecture, with rules for dtype and degree."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Kernel = Literal[
+    "state", "merge", "attend", "feature_gradient", "input_gradient", "token_product", "query_gradient", "key_gradient"
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """How one kernel cuts its work.
+
+    Args:
+        rows: tokens of a tile.
+        warps: per program.
+        stages: depth of the software pipeline.
+        hidden: hidden units of φ at a time, where φ is computed.
+        across: tokens of the other side at a time, in attention.
+        resident: whether the weights of a slice of φ stay in shared memory ("state" only).
+    """
+
+    rows: int
+    warps: int
+    stages: int = 2
+    hidden: int = 32
+    across: int = 64
+    resident: bool = False
+
+
+HOPPER: dict[tuple[Kernel, int], Blocks] = {
+    ("state", 128): Blocks(rows=64, hidden=128, warps=8, resident=True),
+    ("merge", 128): Blocks(rows=128, hidden=64, warps=8),
+    ("attend", 128): Blocks(rows=128, across=128, hidden=32, warps=8),
+    ("feature_gradient", 128): Blocks(rows=64, hidden=32, warps=4),
+    ("input_gradient", 128): Blocks(rows=64, hidden=32, warps=4),
+    ("token_product", 128): Blocks(rows=64, warps=8, stages=3),
+    ("query_gradient", 128): Blocks(rows=128, across=64, warps=8),
+    ("key_gradient", 128): Blocks(rows=128, across=64, warps=8),
+    ("state", 64): Blocks(rows=64, hidden=64, warps=4, resident=True),
+    ("merge", 64): Blocks(rows=64, hidden=64, warps=4),
+    ("attend", 64): Blocks(rows=128, across=128, hidden=32, warps=8, stages=3),
+    ("feature_gradient", 64): Blocks(rows=64, hidden=32, warps=4),
+    ("input_gradient", 64): Blocks(rows=64, hidden=32, warps=4),
+    ("token_product", 64): Blocks(rows=64, warps=4, stages=3),
+    ("query_gradient", 64): Blocks(rows=128, across=64, warps=8),
+    ("key_gradient", 64): Blocks(rows=128, across=64, warps=8),
+}
+"""sm_90, 16-bit dtypes, degree 1 and 2."""
+
+GENERIC: dict[Kernel, Blocks] = {
+    "state": Blocks(rows=32, warps=8, stages=1),
+    "merge": Blocks(rows=64, warps=8, stages=1),
+    "attend": Blocks(rows=64, across=32, warps=8, stages=1),
+    "feature_gradient": Blocks(rows=64, warps=8, stages=1),
+    "input_gradient": Blocks(rows=32, warps=8, stages=1),
+    "token_product": Blocks(rows=32, warps=8, stages=1),
+    "query_gradient": Blocks(rows=64, across=32, warps=8, stages=1),
+    "key_gradient": Blocks(rows=64, across=32, warps=8, stages=1),
+}
+"""Everything else: small enough for 99 KB of shared memory."""
+
+INTERPRETED = Blocks(rows=16, across=16, hidden=16, warps=4)
+
+
+def blocks_of(kernel: Kernel, *, head_dim: int, degree: int, dtype: torch.dtype, arch: int | None) -> Blocks:
+    """The blocks of `kernel`; `arch` is 10·major + minor of the compute capability, None in the interpreter."""
+    if arch is None:
+        return INTERPRETED
+    if arch == 90 and dtype.itemsize == 2 and degree <= 2 and (kernel, head_dim) in HOPPER:
+        return HOPPER[kernel, head_dim]
+    return GENERIC[kernel]

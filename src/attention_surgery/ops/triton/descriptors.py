@@ -1,0 +1,35 @@
+"""Tensor descriptors: how tensors of tokens and stacks of matrices are handed to the kernels."""
+
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+ALIGNMENT = 16
+"""Bytes that addresses and strides of a descriptor are multiples of."""
+
+
+def dense(x: Tensor) -> Tensor:
+    """`x`, contiguous and aligned; a copy if it is not."""
+    x = x.contiguous()
+    return x if x.data_ptr() % ALIGNMENT == 0 else x.clone()
+
+
+def aligned(x: Tensor) -> Tensor:
+    """`x` (b n h d), or a dense copy if its layout cannot be described: channels apart, overlaps, odd strides."""
+    step = ALIGNMENT // x.element_size()
+    walked = [stride for size, stride in zip(x.shape[:3], x.stride()[:3], strict=True) if size > 1]
+    fits = x.stride(3) == 1 and all(stride > 0 and stride % step == 0 for stride in walked)
+    return x if fits and x.data_ptr() % ALIGNMENT == 0 else dense(x)
+
+
+def token_descriptor(x: Tensor, rows: int) -> TensorDescriptor:
+    """b n h d (aligned) as b × n × (h, d), in blocks of `rows` tokens of one head."""
+    b, n, h, d = x.shape
+    width = (h - 1) * x.stride(2) + d if h > 1 else d
+    strides = [x.stride(0) if b > 1 else width, x.stride(1) if n > 1 else width, 1]  # those of a single entry are free
+    return TensorDescriptor(x, [b, n, width], strides, [1, rows, d])
+
+
+def matrix_descriptor(x: Tensor, rows: int, columns: int) -> TensorDescriptor:
+    """A dense stack of matrices (… r c) as (…·r) × c, in blocks of `rows` × `columns`."""
+    x = x.view(-1, x.shape[-1])
+    return TensorDescriptor(x, list(x.shape), [x.shape[1], 1], [rows, columns])

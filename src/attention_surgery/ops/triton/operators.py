@@ -1,0 +1,201 @@
+"""The kernels as PyTorch operators: fake implementations, autograd and FLOP formulas, so that compilers see through.
+
+`attention_surgery::linear_state`, `::merge` and `::attend` are differentiable; their gradients are operators too. FLOPs
+are two per multiply-add of the matrix products of Eq. 5; a backward counts φ and the scores once more, as recomputed.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+from torch.utils.flop_counter import register_flop_formula
+
+from . import backward, forward
+from .plan import Map, linear_count
+
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+@custom_op("attention_surgery::linear_state", mutates_args=())
+def linear_state(
+    k: Tensor, v: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, table: Tensor | None, rate: int
+) -> tuple[Tensor, Tensor]:
+    return forward.linear_state(k, v, Map(w1, b1, w2, b2), table, rate)
+
+
+@linear_state.register_fake
+def _(k, v, w1, b1, w2, b2, table, rate):
+    b, _, h, d = k.shape
+    f = w1.shape[2]
+    return k.new_empty(b, h, f, d, dtype=torch.float32), k.new_empty(b, h, f, dtype=torch.float32)
+
+
+@custom_op("attention_surgery::linear_state_backward", mutates_args=())
+def linear_state_backward(
+    dstate: Tensor, dmass: Tensor, k: Tensor, v: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
+    table: Tensor | None, rate: int, weights: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return backward.state_gradients(dstate, dmass, k, v, Map(w1, b1, w2, b2), table, rate, weights)  # type: ignore[return-value]
+
+
+@linear_state_backward.register_fake
+def _(dstate, dmass, k, v, w1, b1, w2, b2, table, rate, weights):
+    return k.new_empty(k.shape), k.new_empty(k.shape), *_fake_map_gradients(weights, w1, b1, w2, b2)
+
+
+@custom_op("attention_surgery::merge", mutates_args=())
+def merge(
+    q: Tensor, o: Tensor | None, state: Tensor, mass: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
+    ratio: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return forward.merge(q, o, state, mass, Map(w1, b1, w2, b2), ratio)
+
+
+@merge.register_fake
+def _(q, o, state, mass, w1, b1, w2, b2, ratio):
+    b, n, h, _ = q.shape
+    return q.new_empty(q.shape), q.new_empty(b, h, n, dtype=torch.float32)
+
+
+@custom_op("attention_surgery::merge_backward", mutates_args=())
+def merge_backward(
+    dy: Tensor, y: Tensor, denominator: Tensor, q: Tensor, state: Tensor, mass: Tensor,
+    w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, ratio: float, weights: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return backward.merge_gradients(dy, y, denominator, q, state, mass, Map(w1, b1, w2, b2), ratio, weights)  # type: ignore[return-value]
+
+
+@merge_backward.register_fake
+def _(dy, y, denominator, q, state, mass, w1, b1, w2, b2, ratio, weights):
+    return (
+        q.new_empty(q.shape),
+        torch.empty_like(denominator),
+        q.new_empty(q.shape),
+        state.new_empty(state.shape),
+        mass.new_empty(mass.shape),
+        *_fake_map_gradients(weights, w1, b1, w2, b2),
+    )
+
+
+@custom_op("attention_surgery::attend", mutates_args=())
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, state: Tensor, mass: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
+    ratio: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return forward.attend(q, k, v, state, mass, Map(w1, b1, w2, b2), ratio)
+
+
+@attend.register_fake
+def _(q, k, v, state, mass, w1, b1, w2, b2, ratio):
+    b, n, h, _ = q.shape
+    rows = q.new_empty(b, h, n, dtype=torch.float32)
+    return q.new_empty(q.shape), rows, torch.empty_like(rows)
+
+
+@custom_op("attention_surgery::attend_backward", mutates_args=())
+def attend_backward(
+    q: Tensor, k: Tensor, v: Tensor, scaled: Tensor, delta: Tensor, top: Tensor, linear_grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return backward.attend_gradients(q, k, v, scaled, delta, top, linear_grad)
+
+
+@attend_backward.register_fake
+def _(q, k, v, scaled, delta, top, linear_grad):
+    return q.new_empty(q.shape), k.new_empty(k.shape), k.new_empty(k.shape)
+
+
+def _fake_map_gradients(weights: bool, *parameters: Tensor) -> list[Tensor]:
+    return [p.new_empty(p.shape if weights else (0,), dtype=torch.float32) for p in parameters]
+
+
+def _keep_linear_state(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, table, ctx.rate = inputs
+    ctx.save_for_backward(*tensors, table)
+
+
+def _linear_state_backward(ctx: Any, dstate: Tensor, dmass: Tensor) -> tuple[Any, ...]:
+    *tensors, table = ctx.saved_tensors
+    weights = any(ctx.needs_input_grad[2:6])
+    dk, dv, *of_map = linear_state_backward(dstate, dmass, *tensors, table, ctx.rate, weights)
+    return dk, dv, *(of_map if weights else [None] * 4), None, None
+
+
+linear_state.register_autograd(_linear_state_backward, setup_context=_keep_linear_state)
+
+
+def _keep_merge(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    q, o, *rest, ctx.ratio = inputs
+    ctx.softmax = o is not None
+    ctx.save_for_backward(*output, q, *rest)
+
+
+def _merge_backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Any, ...]:
+    weights = any(ctx.needs_input_grad[4:8])
+    do, _, dq, dstate, dmass, *of_map = merge_backward(dy, *ctx.saved_tensors, ctx.ratio, weights)
+    return dq, do if ctx.softmax else None, dstate, dmass, *(of_map if weights else [None] * 4), None
+
+
+merge.register_autograd(_merge_backward, setup_context=_keep_merge)
+
+
+def _keep_attend(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    q, k, v, *rest, ctx.ratio = inputs
+    ctx.save_for_backward(k, v, output[2], *output[:2], q, *rest)
+
+
+def _attend_backward(ctx: Any, dy: Tensor, _: Tensor, __: Tensor) -> tuple[Any, ...]:
+    k, v, top, *rest = ctx.saved_tensors
+    weights = any(ctx.needs_input_grad[5:9])
+    scaled, delta, linear_grad, dstate, dmass, *of_map = merge_backward(dy, *rest, ctx.ratio, weights)
+    dq, dk, dv = attend_backward(rest[2], k, v, scaled, delta, top, linear_grad)
+    return dq, dk, dv, dstate, dmass, *(of_map if weights else [None] * 4), None
+
+
+attend.register_autograd(_attend_backward, setup_context=_keep_attend)
+
+
+def _map_flops(tokens: int, w1: torch.Size) -> int:
+    """φ of `tokens` tokens of every head, and one contraction with a state."""
+    h, d, f = w1
+    return 2 * tokens * h * (d * f + f * f + f * d)
+
+
+def _linear_tokens(k: torch.Size, rate: int) -> int:
+    return k[0] * linear_count(k[1], rate)
+
+
+def _score_flops(q: torch.Size, k: torch.Size) -> int:
+    """One product of queries with all softmax tokens."""
+    b, n, h, d = q
+    return 2 * b * h * n * k[1] * d
+
+
+@register_flop_formula(torch.ops.attention_surgery.linear_state)
+def _(k, v, w1, b1, w2, b2, table, rate, *, out_shape=None, **_):
+    return _map_flops(_linear_tokens(k, rate), w1)
+
+
+@register_flop_formula(torch.ops.attention_surgery.linear_state_backward)
+def _(dstate, dmass, k, v, w1, b1, w2, b2, table, rate, weights, *, out_shape=None, **_):
+    return (3 if weights else 2) * _map_flops(_linear_tokens(k, rate), w1)
+
+
+@register_flop_formula(torch.ops.attention_surgery.merge)
+def _(q, o, state, mass, w1, b1, w2, b2, ratio, *, out_shape=None, **_):
+    return _map_flops(q[0] * q[1], w1)
+
+
+@register_flop_formula(torch.ops.attention_surgery.merge_backward)
+def _(dy, y, denominator, q, state, mass, w1, b1, w2, b2, ratio, weights, *, out_shape=None, **_):
+    return (3 if weights else 2) * _map_flops(q[0] * q[1], w1)
+
+
+@register_flop_formula(torch.ops.attention_surgery.attend)
+def _(q, k, v, state, mass, w1, b1, w2, b2, ratio, *, out_shape=None, **_):
+    return 2 * _score_flops(q, k) + _map_flops(q[0] * q[1], w1)
+
+
+@register_flop_formula(torch.ops.attention_surgery.attend_backward)
+def _(q, k, v, scaled, delta, top, linear_grad, *, out_shape=None, **_):
+    return 5 * _score_flops(q, k)

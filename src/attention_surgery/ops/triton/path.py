@@ -1,0 +1,57 @@
+"""Hybrid attention through the operators of this package: the same function as `ops.eager.hybrid_attention`."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...rates import Normalizer, Pattern, Rate
+from .. import eager
+from ..tokens import Grid, softmax_token_index, take
+from . import operators
+
+if TYPE_CHECKING:
+    from ...layers.feature_map import FeatureMap
+
+
+def hybrid_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    phi_q: "FeatureMap",
+    phi_k: "FeatureMap",
+    *,
+    rate: Rate,
+    normalizer: Normalizer = "max",
+    pattern: Pattern = "stride",
+    grid: Grid | None = None,
+    attention_backend: str | None = None,
+) -> Tensor:
+    """Eq. 5; b n h d → b n h d. The arguments have passed `support.check`.
+
+    The softmax tokens of "stride" are a strided view of k and v; those of the other patterns are gathered.
+    """
+    if rate == 1:
+        return eager.softmax_attention(q, k, v, attention_backend)
+    n, features = q.shape[1], phi_q.features
+    if rate == "linear":
+        state, mass = operators.linear_state(k, v, *_parameters(phi_k), None, 0)
+        return operators.merge(q, None, state, mass, *_parameters(phi_q), 1 / features)[0]
+    if pattern == "stride":
+        table = None
+        k_soft, v_soft = k[:, ::rate], v[:, ::rate]
+    else:
+        index = softmax_token_index(n, rate, pattern=pattern, heads=q.shape[2], grid=grid, device=q.device)
+        table = index.to(torch.int32)
+        k_soft, v_soft = take(k, index), take(v, index)
+    state, mass = operators.linear_state(k, v, *_parameters(phi_k), table, rate)
+    m = k_soft.shape[1]
+    if normalizer == "mean":
+        o = eager.softmax_attention(q, k_soft, v_soft, attention_backend)
+        return operators.merge(q, o, state, mass, *_parameters(phi_q), (n - m) / m / features)[0]
+    return operators.attend(q, k_soft, v_soft, state, mass, *_parameters(phi_q), (n - m) / features)[0]
+
+
+def _parameters(phi: "FeatureMap") -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    (w1, w2), (b1, b2) = phi.weights, phi.biases
+    return w1, b1, w2, b2

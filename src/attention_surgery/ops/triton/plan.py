@@ -1,0 +1,97 @@
+"""What the launches of one call share: parameters in the right dtype, block sizes, constants, results to fill."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from triton import cdiv, knobs
+
+from ...rates import Rate
+from ..tokens import softmax_count
+from .blocks import Blocks, Kernel, blocks_of
+from .descriptors import dense
+
+INTERPRETED: bool = knobs.runtime.interpret
+"""Whether the kernels run in Triton's interpreter (TRITON_INTERPRET=1), on the CPU."""
+
+
+class Map(NamedTuple):
+    """Parameters of a feature map of two layers: weights h × in × out, biases h × out."""
+
+    w1: Tensor
+    b1: Tensor
+    w2: Tensor
+    b2: Tensor
+
+    @property
+    def degree(self) -> int:
+        return self.w1.shape[2] // self.w1.shape[1]
+
+    def like(self, x: Tensor) -> "Map":
+        """The same with weights in the dtype of `x`, laid out for descriptors."""
+        return Map(dense(self.w1.to(x.dtype)), self.b1.contiguous(), dense(self.w2.to(x.dtype)), self.b2.contiguous())
+
+
+class Plan:
+    """Shape, dtype and device of a tensor of tokens (b n h d), and all that follows from them."""
+
+    def __init__(self, x: Tensor, degree: int = 1) -> None:
+        self.b, self.n, self.h, self.d = x.shape
+        self.p, self.f = degree, degree * self.d
+        self.dtype, self.device = x.dtype, x.device
+        self.half = x.dtype.itemsize == 2
+        self.arch: int | None = None
+        self.processors = 2
+        if not INTERPRETED:
+            major, minor = torch.cuda.get_device_capability(x.device)
+            self.arch = 10 * major + minor
+            self.processors = torch.cuda.get_device_properties(x.device).multi_processor_count
+
+    @property
+    def precision(self) -> str:
+        """How float32 products are taken: PyTorch's own setting decides whether TF32 alone will do."""
+        if self.half or INTERPRETED:
+            return "ieee"
+        return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+
+    def blocks(self, kernel: Kernel) -> Blocks:
+        return blocks_of(kernel, head_dim=self.d, degree=self.p, dtype=self.dtype, arch=self.arch)
+
+    def options(self, cut: Blocks) -> dict[str, Any]:
+        """Constants that every kernel takes, and its warps and pipeline depth."""
+        return {
+            "BM": cut.rows, "D": self.d, "PREC": self.precision, "num_warps": cut.warps, "num_stages": cut.stages,
+        }  # fmt: skip
+
+    def map_options(self, cut: Blocks) -> dict[str, Any]:
+        """`options` and the constants of the kernels that compute φ."""
+        return {"BJ": cut.hidden, "P": self.p, "FAST": self.half and not INTERPRETED} | self.options(cut)
+
+    def tokens(self) -> Tensor:
+        return torch.empty(self.b, self.n, self.h, self.d, dtype=self.dtype, device=self.device)
+
+    def float32(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=self.device)
+
+    def shares(self, tiles: int, programs: int, waves: int = 2) -> tuple[int, int]:
+        """Split `tiles` so that `programs` per share fill the device `waves` times: (shares, tiles of each)."""
+        wanted = max(1, min(tiles, waves * self.processors // programs))
+        each = cdiv(tiles, wanted)
+        return cdiv(tiles, each), each
+
+
+def linear_count(n: int, rate: int) -> int:
+    """|T_L| for a rate as the kernels take it: 0 stands for "linear"."""
+    named: Rate = rate or "linear"
+    return n - softmax_count(n, named)
+
+
+def strides(name: str, x: Tensor) -> dict[str, int]:
+    """Arguments stride_…b, stride_…n, stride_…h of a tensor of tokens."""
+    return {f"stride_{name}b": x.stride(0), f"stride_{name}n": x.stride(1), f"stride_{name}h": x.stride(2)}
+
+
+def token_set(table: Tensor | None, rate: int) -> dict[str, Any]:
+    """Arguments that name the linear tokens: all (rate 0), all but the leaders of runs, or all but those of `table`."""
+    stride = 0 if table is None else table.stride(0)
+    return {"table": table, "stride_table": stride, "RATE": rate, "TABLE": table is not None}
