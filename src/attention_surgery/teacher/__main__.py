@@ -11,7 +11,7 @@ from diffusers import WanPipeline
 
 from ..files import write_json
 from .config import CPU, TeacherConfig
-from .evaluate import captions_for, evaluate_teacher, judge_all, means, sample
+from .evaluate import HELDOUT, SEEN, captions_for, evaluate_teacher, judge_all, means, sample
 from .install import install
 from .train import train_teacher
 
@@ -39,6 +39,7 @@ def main() -> None:
     put = commands.add_parser("install", help="put a trained and evaluated pipeline into the package, with its card")
     put.add_argument("folder", type=Path, help="of train")
     put.add_argument("evaluation", type=Path, help="folder of evaluate")
+    put.add_argument("--earlier", type=Path, nargs="*", default=[], help="folders of the runs that it started from")
     arguments = parser.parse_args()
     if arguments.command == "train":
         config = CPU if arguments.recipe == "cpu" else TeacherConfig()
@@ -54,7 +55,7 @@ def main() -> None:
     elif arguments.command == "evaluate":
         _evaluate(arguments)
     else:
-        install(arguments.folder, arguments.evaluation)
+        install(arguments.folder, arguments.evaluation, earlier=arguments.earlier)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -82,7 +83,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         processes=processes,
         scale=arguments.scale,
     )
-    settings = {"guidance": guidance, "steps": arguments.steps, "guidance_tried": {str(k): v for k, v in tried.items()}}
+    clips = {"train": max(1, round(SEEN * arguments.scale)), "heldout": max(1, round(HELDOUT * arguments.scale))}
+    settings = {
+        "clips": clips,
+        "guidance": guidance,
+        "steps": arguments.steps,
+        "guidance_tried": {str(k): v for k, v in tried.items()},
+    }
     write_json(arguments.folder / "evaluation.json", settings | {"scores": result})
     print(json.dumps(result, indent=2), flush=True)
 

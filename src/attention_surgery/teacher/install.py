@@ -1,6 +1,7 @@
 """Putting a trained teacher into the package, with a card that says what the run really did."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -37,7 +38,7 @@ pipe("a large red square moves left on a striped backdrop",
 | parameters of transformer and text encoder | {parameters:.2f} M |
 | autoencoder | 2× in time, 4× in both sides, {latent_channels} channels; {psnr:.1f} dB PSNR on held-out clips |
 | trained on | {clips} rendered clips, {device}, torch {torch} |
-| time | {vae_minutes:.1f} min autoencoder, {diffusion_minutes:.1f} min diffusion ({diffusion_steps} steps of {batch}) |
+| time | {vae_minutes:.1f} min autoencoder, {diffusion_minutes:.1f} min diffusion ({diffusion_steps} steps of {batch}){history} |
 | timestep shift | {shift}, in training and in the saved scheduler |
 | sampling for the scores below | {steps} steps, guidance {guidance}, fixed seeds |
 
@@ -57,7 +58,12 @@ Made by `python -m attention_surgery.teacher train`, `evaluate` and `install`. T
 
 
 def install(
-    run: Path, evaluation: Path, *, target: Path = EMBEDDED, results: Path = Path("benchmarks/results")
+    run: Path,
+    evaluation: Path,
+    *,
+    earlier: Sequence[Path] = (),
+    target: Path = EMBEDDED,
+    results: Path = Path("benchmarks/results"),
 ) -> None:
     """Copy `run/tiny-wan` to `target` with a model card, the contact sheet beside it and the scores to `results`.
 
@@ -74,7 +80,7 @@ def install(
     if size > 25e6:
         shutil.rmtree(staging)
         raise CheckpointError(f"the weights take {size / 1e6:.1f} MB; at most 25 MB are shipped")
-    write_text(staging / "README.md", model_card(run, evaluation))
+    write_text(staging / "README.md", model_card(run, evaluation, earlier))
     shutil.copy(evaluation / "samples.png", staging / "samples.png")
     shutil.rmtree(target, ignore_errors=True)
     staging.rename(target)
@@ -83,8 +89,8 @@ def install(
     shutil.copy(run / "log.jsonl", results / "teacher_training.jsonl")
 
 
-def model_card(run: Path, evaluation: Path) -> str:
-    """The card of a run, from its log and its evaluation."""
+def model_card(run: Path, evaluation: Path, earlier: Sequence[Path] = ()) -> str:
+    """The card of a run, from its log and its evaluation, and the runs whose weights it started from."""
     config, log, judged = (
         read_json(run / "config.json"),
         read_jsonl(run / "log.jsonl"),
@@ -107,10 +113,18 @@ def model_card(run: Path, evaluation: Path) -> str:
         diffusion_steps=diffusion[-1]["step"],
         steps=judged["steps"],
         guidance=judged["guidance"],
-        seen=200,
-        heldout=100,
+        history="".join(f", after {_slice(folder)}" for folder in earlier),
+        seen=judged["clips"]["train"],
+        heldout=judged["clips"]["heldout"],
         rows="\n".join(rows),
     )
+
+
+def _slice(run: Path) -> str:
+    """What an earlier run trained, in words."""
+    steps = [row for row in read_jsonl(run / "log.jsonl") if row["stage"] == "diffusion" and "step" in row]
+    config, last = read_json(run / "config.json"), steps[-1]
+    return f"{config['vae_minutes']} and {last['seconds'] / 60:.1f} min ({last['step']} steps of {config['batch']})"
 
 
 def _drop_paths(folder: Path) -> None:
