@@ -38,7 +38,7 @@ pipe("a large red square moves left on a striped backdrop",
 | parameters of transformer and text encoder | {parameters:.2f} M |
 | autoencoder | 2× in time, 4× in both sides, {latent_channels} channels; {psnr:.1f} dB PSNR on held-out clips |
 | trained on | {clips} rendered clips, {device}, torch {torch} |
-| time | {vae_minutes:.1f} min autoencoder, {diffusion_minutes:.1f} min diffusion ({diffusion_steps} steps of {batch}){history} |
+| minutes | autoencoder {vae_minutes:.1f}, diffusion {minutes:.1f} ({diffusion_steps} steps of {batch}){history} |
 | timestep shift | {shift}, in training and in the saved scheduler |
 | sampling for the scores below | {steps} steps, guidance {guidance}, fixed seeds |
 
@@ -109,7 +109,7 @@ def model_card(run: Path, evaluation: Path, earlier: Sequence[Path] = ()) -> str
         psnr=next(row["heldout_psnr"] for row in log if "heldout_psnr" in row),
         device=start["device"],
         torch=start["torch"],
-        diffusion_minutes=diffusion[-1]["seconds"] / 60,
+        minutes=diffusion[-1]["seconds"] / 60,
         diffusion_steps=diffusion[-1]["step"],
         steps=judged["steps"],
         guidance=judged["guidance"],
