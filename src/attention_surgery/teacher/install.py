@@ -74,7 +74,7 @@ def install(
     staging = target.with_name(target.name + ".new")
     shutil.rmtree(staging, ignore_errors=True)
     pipe.save_pretrained(staging, max_shard_size="100MB")
-    for part in ("tokenizer", "text_encoder", "vae", "transformer", "scheduler"):
+    for part in ("", "tokenizer", "text_encoder", "vae", "transformer", "scheduler"):
         _drop_paths(staging / part)
     size = sum(file.stat().st_size for file in staging.rglob("*.safetensors"))
     if size > 25e6:
