@@ -8,7 +8,19 @@ from pathlib import Path
 import pytest
 from test_recipe import SHAPE, finished, world  # noqa: F401 (fixtures)
 
-COMMANDS = ("run", "demo", "profile", "distill", "select", "convert", "finetune", "generate", "report")
+COMMANDS = (
+    "run",
+    "demo",
+    "profile",
+    "distill",
+    "select",
+    "convert",
+    "finetune",
+    "generate",
+    "report",
+    "evaluate",
+    "study",
+)
 SMALL = ["--num-frames", "9", "--height", "64", "--width", "64"]
 
 
@@ -49,6 +61,16 @@ def test_errors_are_one_message_and_status_2(tmp_path):
     assert result.returncode == 2
     assert "ConfigError" in result.stderr and "'bse' does not exist" in result.stderr
     assert "Traceback" not in result.stderr and not (tmp_path / "run").exists()
+
+
+def test_judges_are_reached(tmp_path):
+    missing = surgery("study", "report", "--database", tmp_path / "none.sqlite")
+    assert missing.returncode == 2 and "StudyError" in missing.stderr
+    cost = surgery(
+        "evaluate", "tiny-wan", "--model", tmp_path, "--output", tmp_path / "e", "--suite", "shapes", "--dry-run"
+    )
+    assert cost.returncode == 0, cost.stderr
+    assert "forward" in cost.stdout and not (tmp_path / "e").exists()
 
 
 def test_stage_by_stage(world, finished, tmp_path):  # noqa: F811

@@ -11,13 +11,16 @@ from rich.console import Console
 from .. import cost
 from ..distillation import DistillConfig
 from ..errors import ConfigError
+from ..evaluation import EvaluateConfig, estimate
+from ..evaluation import evaluate as run_evaluation
 from ..finetuning import FinetuneConfig
 from ..generation import GenerateConfig
-from ..pipelines import resolve_base
+from ..pipelines import load_pipeline, resolve_base
 from ..rates import Rate, parse_rate
 from ..recipe import read_config, stages
 from ..recipe import run as run_recipe
 from ..report import build_report
+from ..study import StudyConfig, StudyReportConfig, serve, study_report
 from . import estimates
 
 Dtype = Literal["float32", "bfloat16"]
@@ -249,3 +252,60 @@ def report(run: Positional[Path], output: Path | None = None) -> None:
         output: file to write; report.html in the folder if not given.
     """
     console.print(f"report: {build_report(run, output)}")
+
+
+def evaluate(
+    base: Positional[str],
+    model: Path,
+    output: Path,
+    config: Annotated[EvaluateConfig, tyro.conf.arg(name="")],
+    rank: int = 0,
+    world_size: int = 1,
+    dtype: Dtype = "bfloat16",
+    device: str = "auto",
+    dry_run: bool = False,
+) -> None:
+    """Judge a hybrid model beside its teacher: VBench, VBench-2.0, or the small world's exact judge.
+
+    Args:
+        base: folder or hub id of the Wan pipeline that was converted, or tiny-wan.
+        model: hybrid checkpoint.
+        output: folder of the videos and the report.
+        config: settings of the evaluation.
+        rank: which share of the videos this process makes, counted from 0.
+        world_size: how many processes share the videos; a last call without it judges them.
+        dtype: of the pipelines.
+        device: auto takes a GPU if there is one.
+        dry_run: say what it will cost, and stop.
+    """
+    if dry_run:
+        console.print(str(estimate(config, output)))
+        return
+    place = {"dtype": getattr(torch, dtype), "device": device}
+    outcome = run_evaluation(
+        config,
+        output,
+        teacher=lambda: load_pipeline(base, **place),
+        student=lambda: load_pipeline(base, transformer=stages.load_hybrid(base, model, dtype=place["dtype"]), **place),
+        rank=rank,
+        world_size=world_size,
+    )
+    console.print(f"videos of share {rank} are made" if outcome is None else f"report: {output / 'report.md'}")
+
+
+def study(
+    config: Annotated[
+        Annotated[StudyConfig, tyro.conf.subcommand("serve", prefix_name=False)]
+        | Annotated[StudyReportConfig, tyro.conf.subcommand("report", prefix_name=False)],
+        tyro.conf.arg(name=""),
+    ],
+) -> None:
+    """Ask people, blind: serve pairs of videos on a page, or report the votes.
+
+    Args:
+        config: of the page or of the report.
+    """
+    if isinstance(config, StudyConfig):
+        serve(config)
+    else:
+        console.print(str(study_report(config)))

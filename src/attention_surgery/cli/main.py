@@ -20,6 +20,8 @@ COMMANDS = {
     "finetune": commands.finetune,
     "generate": commands.generate,
     "report": commands.report,
+    "evaluate": commands.evaluate,
+    "study": commands.study,
 }
 
 DESCRIPTION = """Replace the softmax self-attention of a pretrained video diffusion transformer by a faster hybrid.

@@ -49,7 +49,7 @@ class TeacherConfig:
     ema: float = 0.9985
     compile: bool = True
     checkpoint_seconds: float = 60.0
-    guidance: float = 1.5
+    guidance: float = 2.0
     steps: int = 25
     seed: int = 0
 
