@@ -216,7 +216,16 @@ distill(micro_pipeline(), PROMPTS, RATES, config=dataclasses.replace(CONFIG, num
 """
 
 
-def test_killed_and_resumed_is_the_unbroken_run(pipe, tmp_path):
+@pytest.fixture
+def one_thread():
+    """Sums depend on the number of threads in their last bit: the processes that are compared use one each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_killed_and_resumed_is_the_unbroken_run(pipe, tmp_path, one_thread):
     """SIGKILL at some trajectory, another SIGKILL later, then to the end: the same maps, errors and log."""
     config = dataclasses.replace(CONFIG, num_trajectories=40)
     unbroken = distill(pipe, PROMPTS, RATES, config=config, output_dir=tmp_path / "unbroken")
