@@ -44,8 +44,8 @@ def hybrid_attention(
         normalizer: "max" is Eq. 5; "mean" takes c_i as the log of the mean exponential over the softmax tokens.
         pattern: "stride" is the paper's set; see `softmax_token_mask`.
         grid: (frames, rows, columns) of the tokens, for pattern "lattice".
-        backend: "triton" is the fused kernels, "eager" the PyTorch path; "auto" takes the kernels where they support
-            device, dtype and feature maps, and else the PyTorch path, with the reason in the log once.
+        backend: "eager" is the PyTorch path; "triton" the fused kernels, not yet verified on a GPU; "auto" is the
+            PyTorch path until they are.
         attention_backend: diffusers attention backend of the softmax part under "mean" (None: the active one).
 
     Returns:
@@ -64,14 +64,11 @@ def hybrid_attention(
     check_tensors(q, k, v, phi_q, phi_k)
     check_grid(q.shape[1], pattern, grid)
     path = eager.hybrid_attention
-    if backend != "eager":
+    if backend == "triton":  # "auto" joins once the kernels have been verified on a GPU
         reason = unsupported(q, phi_q, phi_k, rate)
-        if reason is None:
-            path = _kernels()
-        elif backend == "triton":
+        if reason is not None:
             raise TensorError(f"backend 'triton' cannot run this: {reason}; use backend 'auto' or 'eager'")
-        else:
-            log_once(reason, q.device.type)
+        path = _kernels()
     return path(
         q,
         k,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .attention_gradients import key_gradient_kernel, query_gradient_kernel
 from .blocks import Blocks
-from .descriptors import aligned, dense, matrix_descriptor, token_descriptor
+from .descriptors import aligned, dense
 from .map_gradients import feature_gradient_kernel, input_gradient_kernel, token_product_kernel
 from .plan import Map, Plan, linear_count, strides, token_set
 
@@ -106,17 +106,17 @@ def _map_gradients(
             g=other,
             y=side.y,
             denominator=side.denominator,
-            state=matrix_descriptor(state, plan.d, plan.d),
+            state=plan.matrix_argument(state, plan.d, plan.d),
             mass=mass,
-            w1=matrix_descriptor(phi.w1, plan.d, cut.hidden),
+            w1=plan.matrix_argument(phi.w1, plan.d, cut.hidden),
             b1=phi.b1,
-            w2=matrix_descriptor(phi.w2, cut.hidden, plan.d),
+            w2=plan.matrix_argument(phi.w2, cut.hidden, plan.d),
             b2=phi.b2,
             scaled=side.scaled,
             delta=side.delta,
-            hidden=matrix_descriptor(hidden, cut.rows, cut.hidden),
-            features=matrix_descriptor(features, cut.rows, plan.d),
-            grad_output=matrix_descriptor(grad_output, cut.rows, plan.d),
+            hidden=plan.matrix_argument(hidden, cut.rows, cut.hidden),
+            features=plan.matrix_argument(features, cut.rows, plan.d),
+            grad_output=plan.matrix_argument(grad_output, cut.rows, plan.d),
             ratio=side.ratio,
             QUERY=side.query,
             WEIGHTS=weights,
@@ -128,15 +128,15 @@ def _map_gradients(
         cut = cuts["input_gradient"]
         input_gradient_kernel[padded // cut.rows, now](
             x=x,
-            state=matrix_descriptor(state, plan.d, plan.d),
-            w1=matrix_descriptor(phi.w1, plan.d, cut.hidden),
+            state=plan.matrix_argument(state, plan.d, plan.d),
+            w1=plan.matrix_argument(phi.w1, plan.d, cut.hidden),
             b1=phi.b1,
-            w2=matrix_descriptor(phi.w2, cut.hidden, plan.d),
-            features=matrix_descriptor(features, cut.rows, plan.d),
-            grad_output=matrix_descriptor(grad_output, cut.rows, plan.d),
+            w2=plan.matrix_argument(phi.w2, cut.hidden, plan.d),
+            features=plan.matrix_argument(features, cut.rows, plan.d),
+            grad_output=plan.matrix_argument(grad_output, cut.rows, plan.d),
             dx=dx,
             dv=side.scaled,
-            grad_hidden=matrix_descriptor(grad_hidden, cut.rows, cut.hidden),
+            grad_hidden=plan.matrix_argument(grad_hidden, cut.rows, cut.hidden),
             QUERY=side.query,
             WEIGHTS=weights,
             **strides("x", x),
@@ -174,8 +174,8 @@ def _token_product(
     shares, steps = plan.shares(padded // cut.rows, grid * heads)
     partial, sums = plan.float32(shares, *product.shape), plan.float32(shares, *total.shape)
     token_product_kernel[grid, shares, heads](
-        left=left if tokens else matrix_descriptor(left, cut.rows, plan.d),
-        right=matrix_descriptor(right, cut.rows, plan.d),
+        left=left if tokens else plan.matrix_argument(left, cut.rows, plan.d),
+        right=plan.matrix_argument(right, cut.rows, plan.d),
         weight=weight,
         product=partial,
         total=sums,
@@ -197,35 +197,33 @@ def attend_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq (with `linear_grad`, that of the linear part, added), dk and dv of the softmax part of `forward.attend`."""
     q, k, v, plan = aligned(q), aligned(k), aligned(v), Plan(q)
-    m = k.shape[1]
     dq = plan.tokens()
     dk, dv = (torch.empty(k.shape, dtype=q.dtype, device=q.device) for _ in range(2))
     shared = {
-        "delta": delta, "top": top, "N": plan.n, "H": plan.h,
-        "stride_qh": q.stride(2), "stride_kh": k.stride(2), "stride_vh": v.stride(2),
+        "delta": delta, "top": top, "N": plan.n, "M": k.shape[1], "H": plan.h,
+        **strides("q", q), **strides("k", k), **strides("v", v),
         "logit_scale": math.log2(math.e) / math.sqrt(plan.d), "scale": 1 / math.sqrt(plan.d),
     }  # fmt: skip
     cut = plan.blocks("query_gradient")
     query_gradient_kernel[triton.cdiv(plan.n, cut.rows), plan.b * plan.h](
-        q=token_descriptor(q, cut.rows),
-        k=token_descriptor(k, cut.across),
-        v=token_descriptor(v, cut.across),
-        grad=token_descriptor(scaled, cut.rows),
-        linear_grad=token_descriptor(linear_grad, cut.rows),
-        dq=token_descriptor(dq, cut.rows),
-        M=m,
+        q=plan.token_argument(q, cut.rows),
+        k=plan.token_argument(k, cut.across),
+        v=plan.token_argument(v, cut.across),
+        grad=plan.token_argument(scaled, cut.rows),
+        linear_grad=plan.token_argument(linear_grad, cut.rows),
+        dq=plan.token_argument(dq, cut.rows),
         BN=cut.across,
         **shared,
         **plan.options(cut),
     )
     cut = plan.blocks("key_gradient")
-    key_gradient_kernel[triton.cdiv(m, cut.rows), plan.b * plan.h](
-        q=token_descriptor(q, cut.across),
-        k=token_descriptor(k, cut.rows),
-        v=token_descriptor(v, cut.rows),
-        grad=token_descriptor(scaled, cut.across),
-        dk=token_descriptor(dk, cut.rows),
-        dv=token_descriptor(dv, cut.rows),
+    key_gradient_kernel[triton.cdiv(k.shape[1], cut.rows), plan.b * plan.h](
+        q=plan.token_argument(q, cut.across),
+        k=plan.token_argument(k, cut.rows),
+        v=plan.token_argument(v, cut.rows),
+        grad=plan.token_argument(scaled, cut.across),
+        dk=plan.token_argument(dk, cut.rows),
+        dv=plan.token_argument(dv, cut.rows),
         BN=cut.across,
         **shared,
         **plan.options(cut),

@@ -34,7 +34,7 @@ class Blocks:
 HOPPER: dict[tuple[Kernel, int], Blocks] = {
     ("state", 128): Blocks(rows=64, hidden=128, warps=8, resident=True),
     ("merge", 128): Blocks(rows=128, hidden=64, warps=8),
-    ("attend", 128): Blocks(rows=128, across=128, hidden=32, warps=8),
+    ("attend", 128): Blocks(rows=128, across=128, hidden=16, warps=8),
     ("feature_gradient", 128): Blocks(rows=64, hidden=32, warps=4),
     ("input_gradient", 128): Blocks(rows=64, hidden=32, warps=4),
     ("token_product", 128): Blocks(rows=64, warps=8, stages=3),

@@ -7,6 +7,10 @@ ALIGNMENT = 16
 """Bytes that addresses and strides of a descriptor are multiples of."""
 
 
+MAX_TOKEN_STRIDE = 2**23
+"""Elements between tokens: a tile of 128 of them must stay within 32-bit offsets."""
+
+
 def dense(x: Tensor) -> Tensor:
     """`x`, contiguous and aligned; a copy if it is not."""
     x = x.contiguous()
@@ -18,6 +22,7 @@ def aligned(x: Tensor) -> Tensor:
     step = ALIGNMENT // x.element_size()
     walked = [stride for size, stride in zip(x.shape[:3], x.stride()[:3], strict=True) if size > 1]
     fits = x.stride(3) == 1 and all(stride > 0 and stride % step == 0 for stride in walked)
+    fits = fits and x.stride(1) < MAX_TOKEN_STRIDE
     return x if fits and x.data_ptr() % ALIGNMENT == 0 else dense(x)
 
 

@@ -6,7 +6,7 @@ import math
 import triton
 from torch import Tensor
 
-from .descriptors import aligned, dense, matrix_descriptor, token_descriptor
+from .descriptors import aligned, dense
 from .merge import attend_kernel, merge_kernel
 from .plan import Map, Plan, linear_count, strides, token_set
 from .state import state_kernel
@@ -25,9 +25,9 @@ def linear_state(k: Tensor, v: Tensor, phi: Map, table: Tensor | None, rate: int
     state_kernel[shares * plan.p, plan.b * plan.h](
         k=k,
         v=v,
-        w1=matrix_descriptor(phi.w1, plan.d, cut.hidden),
+        w1=plan.matrix_argument(phi.w1, plan.d, cut.hidden),
         b1=phi.b1,
-        w2=matrix_descriptor(phi.w2, cut.hidden, plan.d),
+        w2=plan.matrix_argument(phi.w2, cut.hidden, plan.d),
         b2=phi.b2,
         state=state,
         mass=mass,
@@ -51,21 +51,21 @@ def merge(q: Tensor, o: Tensor | None, state: Tensor, mass: Tensor, phi: Map, ra
     softmax = q if o is None else aligned(o)
     y, denominator = plan.tokens(), plan.float32(plan.b, plan.h, plan.n)
     merge_kernel[triton.cdiv(plan.n, cut.rows), plan.b * plan.h](
-        q=token_descriptor(q, cut.rows),
-        o=token_descriptor(softmax, cut.rows),
-        state=matrix_descriptor(dense(state.to(q.dtype)), plan.d, plan.d),
+        q=plan.token_argument(q, cut.rows),
+        o=plan.token_argument(softmax, cut.rows),
+        state=plan.matrix_argument(dense(state.to(q.dtype)), plan.d, plan.d),
         mass=mass.contiguous(),
-        w1=matrix_descriptor(phi.w1, plan.d, cut.hidden),
+        w1=plan.matrix_argument(phi.w1, plan.d, cut.hidden),
         b1=phi.b1,
-        w2=matrix_descriptor(phi.w2, cut.hidden, plan.d),
+        w2=plan.matrix_argument(phi.w2, cut.hidden, plan.d),
         b2=phi.b2,
-        y=token_descriptor(y, cut.rows),
+        y=plan.token_argument(y, cut.rows),
         denominator=denominator,
         N=plan.n,
         H=plan.h,
-        stride_qh=q.stride(2),
-        stride_oh=softmax.stride(2),
         ratio=ratio,
+        **strides("q", q),
+        **strides("o", softmax),
         SOFTMAX=o is not None,
         **plan.map_options(cut),
     )
@@ -83,27 +83,27 @@ def attend(
     cut = plan.blocks("attend")
     y, denominator, top = plan.tokens(), plan.float32(plan.b, plan.h, plan.n), plan.float32(plan.b, plan.h, plan.n)
     attend_kernel[triton.cdiv(plan.n, cut.rows), plan.b * plan.h](
-        q=token_descriptor(q, cut.rows),
-        k=token_descriptor(k, cut.across),
-        v=token_descriptor(v, cut.across),
-        state=matrix_descriptor(dense(state.to(q.dtype)), plan.d, plan.d),
+        q=plan.token_argument(q, cut.rows),
+        k=plan.token_argument(k, cut.across),
+        v=plan.token_argument(v, cut.across),
+        state=plan.matrix_argument(dense(state.to(q.dtype)), plan.d, plan.d),
         mass=mass.contiguous(),
-        w1=matrix_descriptor(phi.w1, plan.d, cut.hidden),
+        w1=plan.matrix_argument(phi.w1, plan.d, cut.hidden),
         b1=phi.b1,
-        w2=matrix_descriptor(phi.w2, cut.hidden, plan.d),
+        w2=plan.matrix_argument(phi.w2, cut.hidden, plan.d),
         b2=phi.b2,
-        y=token_descriptor(y, cut.rows),
+        y=plan.token_argument(y, cut.rows),
         denominator=denominator,
         top=top,
         N=plan.n,
         M=k.shape[1],
         H=plan.h,
-        stride_qh=q.stride(2),
-        stride_kh=k.stride(2),
-        stride_vh=v.stride(2),
         logit_scale=math.log2(math.e) / math.sqrt(plan.d),
         ratio=ratio,
         BN=cut.across,
+        **strides("q", q),
+        **strides("k", k),
+        **strides("v", v),
         **plan.map_options(cut),
     )
     return y, denominator, top

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .activations import power, power_grad, silu_grad, squareplus_and_grad
-from .tiles import embed, linear_tokens, load_rows, load_vector, store_rows
+from .tiles import embed, linear_tokens, load_matrix, load_rows, load_vector, store_matrix, store_rows
 
 
 @triton.jit
@@ -24,6 +24,7 @@ def feature_gradient_kernel(
     stride_xb, stride_xn, stride_xh, stride_gb, stride_gn, stride_gh, stride_table,
     QUERY: tl.constexpr, RATE: tl.constexpr, TABLE: tl.constexpr, WEIGHTS: tl.constexpr,
     BM: tl.constexpr, BJ: tl.constexpr, D: tl.constexpr, P: tl.constexpr, FAST: tl.constexpr, PREC: tl.constexpr,
+    TMA: tl.constexpr,
 ):  # fmt: skip
     """φ, and the gradient of the second layer's output, of one power for a tile of tokens. Grid: (tiles · P, heads).
 
@@ -53,16 +54,18 @@ def feature_gradient_kernel(
             store_rows(scaled + out, rows, H * D, mask, gt.to(tl.float32) * inverse[:, None], D)
             tl.store(delta + vector, t * inverse, mask=mask)
     xt = load_rows(x + b * stride_xb + h.to(tl.int64) * stride_xh, rows, stride_xn, mask, D)
-    u = embed(xt, w1, b1, w2, b2, h, p, hidden, work, 1, WEIGHTS, BM, D, P, BJ, FAST, PREC)
-    df = tl.dot(gt, tl.trans(state.load([bh * F + p * D, 0])), input_precision=PREC)
+    u = embed(xt, w1, b1, w2, b2, h, p, hidden, work, 1, WEIGHTS, BM, D, P, BJ, FAST, PREC, TMA)
+    s = load_matrix(state, bh * F + p * D, 0, D, D, D, TMA)
+    df = tl.dot(gt, tl.trans(s), input_precision=PREC)
     z = load_vector(mass, bh * F + p * D, D)[None, :]
     if QUERY:
         df = (ratio * inverse)[:, None] * (df - t[:, None] * z)
     else:
         df = tl.where(mask[:, None], df + z, 0.0)
     value, slope = squareplus_and_grad(u[0], FAST)
-    grad_output.store([work, p * D], (df * slope * power_grad(value, p + 1)).to(xt.dtype))
-    features.store([work, p * D], power(value, p + 1).to(xt.dtype))
+    du = (df * slope * power_grad(value, p + 1)).to(xt.dtype)
+    store_matrix(grad_output, work, p * D, du, F, BM, D, TMA)
+    store_matrix(features, work, p * D, power(value, p + 1).to(xt.dtype), F, BM, D, TMA)
 
 
 @triton.jit
@@ -71,6 +74,7 @@ def input_gradient_kernel(
     stride_xb, stride_xn, stride_xh, stride_table,
     QUERY: tl.constexpr, RATE: tl.constexpr, TABLE: tl.constexpr, WEIGHTS: tl.constexpr,
     BM: tl.constexpr, BJ: tl.constexpr, D: tl.constexpr, P: tl.constexpr, FAST: tl.constexpr, PREC: tl.constexpr,
+    TMA: tl.constexpr,
 ):  # fmt: skip
     """dx, and dv on the key side, for a tile of tokens; the first layer's gradient if WEIGHTS. Grid: (tiles, heads)."""
     F: tl.constexpr = P * D
@@ -89,23 +93,25 @@ def input_gradient_kernel(
     if not QUERY:
         acc = tl.zeros((BM, D), tl.float32)
         for p in range(P):
-            s = state.load([bh * F + p * D, 0])
-            acc = tl.dot(features.load([work, p * D]), s, acc, input_precision=PREC)
+            f = load_matrix(features, work, p * D, F, BM, D, TMA)
+            s = load_matrix(state, bh * F + p * D, 0, D, D, D, TMA)
+            acc = tl.dot(f, s, acc, input_precision=PREC)
         store_rows(dv + out, rows, H * D, mask, acc, D)
     xt = load_rows(x + b * stride_xb + h.to(tl.int64) * stride_xh, rows, stride_xn, mask, D)
     du = ()
     for p in tl.static_range(P):
-        du += (grad_output.load([work, p * D]),)
+        du += (load_matrix(grad_output, work, p * D, F, BM, D, TMA),)
     acc = tl.zeros((BM, D), tl.float32)
     for j in range(0, F, BJ):
-        w = w1.load([h * D, j])
+        w = load_matrix(w1, h * D, j, F, D, BJ, TMA)
         a = tl.dot(xt, w, input_precision=PREC) + load_vector(b1, h * F + j, BJ)[None, :]
         da = tl.zeros((BM, BJ), tl.float32)
         for p in tl.static_range(P):
-            da = tl.dot(du[p], tl.trans(w2.load([h * F + j, p * D])), da, input_precision=PREC)
+            w_p = load_matrix(w2, h * F + j, p * D, F, BJ, D, TMA)
+            da = tl.dot(du[p], tl.trans(w_p), da, input_precision=PREC)
         da = (da * silu_grad(a, FAST)).to(xt.dtype)
         if WEIGHTS:
-            grad_hidden.store([work, j], da)
+            store_matrix(grad_hidden, work, j, da, F, BM, BJ, TMA)
         acc = tl.dot(da, tl.trans(w), acc, input_precision=PREC)
     store_rows(dx + out, rows, H * D, mask, acc, D)
 
@@ -116,11 +122,12 @@ def token_product_kernel(
     stride_lb, stride_ln, stride_lh, stride_table,
     TOKENS: tl.constexpr, WEIGHTED: tl.constexpr, RATE: tl.constexpr, TABLE: tl.constexpr,
     BM: tl.constexpr, D: tl.constexpr, L: tl.constexpr, R: tl.constexpr, PREC: tl.constexpr,
+    TMA: tl.constexpr,
 ):  # fmt: skip
     """leftᵀ right over a share of the tokens, D × D at a time, and the sum of right over them (weighted if WEIGHTED).
 
     Grid: (L · R, splits, heads). `right` (heads · padded × R·D) and, unless TOKENS, `left` (heads · padded × L·D) are
-    work-space descriptors; with TOKENS `left` is a tensor of tokens. Partial results, float32: `product` splits × heads
+    in the work space; with TOKENS `left` is a tensor of tokens. Partial results, float32: `product` splits × heads
     × L·D × R·D and `total` splits × heads × R·D.
     """
     column = tl.program_id(0) % R
@@ -144,8 +151,8 @@ def token_product_kernel(
     if row == 0:
         sums = tl.zeros((BM, D), tl.float32)
         for t in range(start, stop, BM):
-            rt = right.load([head * padded + t, column * D])
-            lt = _left(left, table, head * padded, t, row, count, stride_ln, TOKENS, RATE, TABLE, BM, D)
+            rt = load_matrix(right, head * padded + t, column * D, R * D, BM, D, TMA)
+            lt = _left(left, table, head * padded, t, row, count, stride_ln, TOKENS, RATE, TABLE, BM, D, L, TMA)
             acc = tl.dot(tl.trans(lt), rt, acc, input_precision=PREC)
             if WEIGHTED:
                 token = t + tl.arange(0, BM)
@@ -155,8 +162,8 @@ def token_product_kernel(
         tl.store(total + (out * R + column) * D + channel, tl.sum(sums, 0))
     else:
         for t in range(start, stop, BM):
-            rt = right.load([head * padded + t, column * D])
-            lt = _left(left, table, head * padded, t, row, count, stride_ln, TOKENS, RATE, TABLE, BM, D)
+            rt = load_matrix(right, head * padded + t, column * D, R * D, BM, D, TMA)
+            lt = _left(left, table, head * padded, t, row, count, stride_ln, TOKENS, RATE, TABLE, BM, D, L, TMA)
             acc = tl.dot(tl.trans(lt), rt, acc, input_precision=PREC)
     cell = (out.to(tl.int64) * L + row) * D + channel
     tl.store(product + cell[:, None] * (R * D) + column * D + channel[None, :], acc)
@@ -166,11 +173,12 @@ def token_product_kernel(
 def _left(
     left, table, base, t, row, count, stride,
     TOKENS: tl.constexpr, RATE: tl.constexpr, TABLE: tl.constexpr, BM: tl.constexpr, D: tl.constexpr,
+    L: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     if TOKENS:
         token = t + tl.arange(0, BM)
         mask = token < count
         tile = load_rows(left, linear_tokens(token, mask, table, RATE, TABLE), stride, mask, D)
     else:
-        tile = left.load([base + t, row * D])
+        tile = load_matrix(left, base + t, row * D, L * D, BM, D, TMA)
     return tile

@@ -9,7 +9,7 @@ from triton import cdiv, knobs
 from ...rates import Rate
 from ..tokens import softmax_count
 from .blocks import Blocks, Kernel, blocks_of
-from .descriptors import dense
+from .descriptors import dense, matrix_descriptor, token_descriptor
 
 INTERPRETED: bool = knobs.runtime.interpret
 """Whether the kernels run in Triton's interpreter (TRITON_INTERPRET=1), on the CPU."""
@@ -54,13 +54,27 @@ class Plan:
             return "ieee"
         return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
 
+    @property
+    def copy_engine(self) -> bool:
+        """Whether tiles are moved by tensor descriptors (compute capability 9.0 and later) or by pointers."""
+        return self.arch is None or self.arch >= 90
+
+    def token_argument(self, x: Tensor, rows: int) -> Any:
+        """A tensor of tokens, read or written `rows` tokens of one head at a time, as the kernels take it."""
+        return token_descriptor(x, rows) if self.copy_engine else x
+
+    def matrix_argument(self, x: Tensor, rows: int, columns: int) -> Any:
+        """A dense stack of matrices, in blocks of `rows` × `columns`, as the kernels take it."""
+        return matrix_descriptor(x, rows, columns) if self.copy_engine else x
+
     def blocks(self, kernel: Kernel) -> Blocks:
         return blocks_of(kernel, head_dim=self.d, degree=self.p, dtype=self.dtype, arch=self.arch)
 
     def options(self, cut: Blocks) -> dict[str, Any]:
         """Constants that every kernel takes, and its warps and pipeline depth."""
         return {
-            "BM": cut.rows, "D": self.d, "PREC": self.precision, "num_warps": cut.warps, "num_stages": cut.stages,
+            "BM": cut.rows, "D": self.d, "PREC": self.precision, "TMA": self.copy_engine,
+            "num_warps": cut.warps, "num_stages": cut.stages,
         }  # fmt: skip
 
     def map_options(self, cut: Blocks) -> dict[str, Any]:

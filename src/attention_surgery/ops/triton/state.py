@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from .activations import power, silu, squareplus
-from .tiles import linear_tokens, load_rows
+from .tiles import linear_tokens, load_matrix, load_rows
 
 
 @triton.jit
@@ -14,6 +14,7 @@ def state_kernel(
     stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh, stride_table,
     RATE: tl.constexpr, TABLE: tl.constexpr, RESIDENT: tl.constexpr,
     BM: tl.constexpr, BJ: tl.constexpr, D: tl.constexpr, P: tl.constexpr, FAST: tl.constexpr, PREC: tl.constexpr,
+    TMA: tl.constexpr,
 ):  # fmt: skip
     """One power p of φ_k, one head, `tiles` tiles of linear tokens: a partial S_p (D × D) and z_p (D), float32.
 
@@ -40,8 +41,8 @@ def state_kernel(
         first_layer = ()
         second_layer = ()
         for j in tl.static_range(0, F, BJ):
-            first_layer += (w1.load([h * D, j]),)
-            second_layer += (w2.load([h * F + j, p * D]),)
+            first_layer += (load_matrix(w1, h * D, j, F, D, BJ, TMA),)
+            second_layer += (load_matrix(w2, h * F + j, p * D, F, BJ, D, TMA),)
     s = tl.zeros((D, D), tl.float32)
     z = tl.zeros((D,), tl.float32)
     for tile in range(split * tiles, (split + 1) * tiles):
@@ -59,9 +60,11 @@ def state_kernel(
                 u = tl.dot(tl.trans(second_layer[i]), a.to(dtype), u, input_precision=PREC)
         else:
             for j in range(0, F, BJ):
-                x = tl.dot(tl.trans(w1.load([h * D, j])), tl.trans(kt), input_precision=PREC)
+                w = load_matrix(w1, h * D, j, F, D, BJ, TMA)
+                x = tl.dot(tl.trans(w), tl.trans(kt), input_precision=PREC)
                 a = silu(x + tl.load(bias + j + unit).to(tl.float32)[:, None], FAST)
-                u = tl.dot(tl.trans(w2.load([h * F + j, p * D])), a.to(dtype), u, input_precision=PREC)
+                w = load_matrix(w2, h * F + j, p * D, F, BJ, D, TMA)
+                u = tl.dot(tl.trans(w), a.to(dtype), u, input_precision=PREC)
         u += tl.load(b2 + h * F + p * D + tile * zero + feature).to(tl.float32)[:, None]
         f = tl.where(mask[None, :], power(squareplus(u, FAST), p + 1), 0.0)
         z += tl.sum(f, 1)

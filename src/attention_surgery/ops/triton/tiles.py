@@ -1,9 +1,9 @@
 # pyright: reportGeneralTypeIssues=false, reportArgumentType=false, reportPossiblyUnboundVariable=false
 """What every kernel does with a tile of tokens: find them, load and store their rows, embed them.
 
-Tensors of tokens (b n h d) come as 3-D descriptors b × n × (h, d flattened), weights as 2-D descriptors with the heads
-stacked along the rows: on Hopper and later the copy engine then moves whole tiles, without a register per pointer.
-Tokens that are not consecutive are addressed by pointers, with 64-bit rows.
+With TMA (Hopper and later) tensors of tokens (b n h d) come as 3-D descriptors b × n × (h, d) and stacks of matrices as
+2-D descriptors: the copy engine then moves whole tiles, without a register per pointer. Without, both come as pointers,
+as tensors whose tokens are not consecutive always do. Offsets are 64-bit up to the tile.
 """
 
 import triton
@@ -44,15 +44,54 @@ def store_rows(ptr, rows, stride, mask, x, D: tl.constexpr):
 
 
 @triton.jit
-def load_tile(x, b, start, column, ROWS: tl.constexpr, D: tl.constexpr):
-    """ROWS consecutive tokens of one batch entry and head, zero beyond the last."""
-    return tl.reshape(x.load([b, start, column]), (ROWS, D))
+def load_tile(
+    x, b, h, start, n, stride_b, stride_n, stride_h, ROWS: tl.constexpr, D: tl.constexpr, TMA: tl.constexpr
+):  # fmt: skip
+    """ROWS consecutive tokens of one batch entry and head, zero from the n-th on."""
+    if TMA:
+        tile = tl.reshape(x.load([b, start, h * stride_h]), (ROWS, D))
+    else:
+        row = tl.arange(0, ROWS)
+        base = x + tl.cast(b, tl.int64) * stride_b + tl.cast(h, tl.int64) * stride_h
+        base += tl.cast(start, tl.int64) * stride_n
+        tile = load_rows(base, row, stride_n, start + row < n, D)
+    return tile
 
 
 @triton.jit
-def store_tile(x, b, start, column, tile, ROWS: tl.constexpr, D: tl.constexpr):
-    """Store ROWS consecutive tokens in the dtype of the descriptor; those beyond the last are dropped."""
-    x.store([b, start, column], tl.reshape(tile.to(x.dtype), (1, ROWS, D)))
+def store_tile(x, b, h, start, n, H, tile, ROWS: tl.constexpr, D: tl.constexpr, TMA: tl.constexpr):
+    """Store ROWS consecutive tokens of a contiguous tensor, those before the n-th, in its dtype."""
+    if TMA:
+        x.store([b, start, h * D], tl.reshape(tile.to(x.dtype), (1, ROWS, D)))
+    else:
+        row = tl.arange(0, ROWS)
+        base = x + ((tl.cast(b, tl.int64) * n + start) * H + h) * D
+        store_rows(base, row, H * D, start + row < n, tile, D)
+
+
+@triton.jit
+def load_matrix(
+    w, row, column, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TMA: tl.constexpr
+):  # fmt: skip
+    """A ROWS × COLUMNS block, from (row, column), of a stack of matrices of WIDTH columns."""
+    if TMA:
+        block = w.load([row, column])
+    else:
+        base = w + tl.cast(row, tl.int64) * WIDTH + column
+        block = tl.load(base + tl.arange(0, ROWS)[:, None] * WIDTH + tl.arange(0, COLUMNS)[None, :])
+    return block
+
+
+@triton.jit
+def store_matrix(
+    w, row, column, block, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TMA: tl.constexpr
+):  # fmt: skip
+    """Store a ROWS × COLUMNS block at (row, column) of a stack of matrices of WIDTH columns."""
+    if TMA:
+        w.store([row, column], block)
+    else:
+        base = w + tl.cast(row, tl.int64) * WIDTH + column
+        tl.store(base + tl.arange(0, ROWS)[:, None] * WIDTH + tl.arange(0, COLUMNS)[None, :], block)
 
 
 @triton.jit
@@ -65,28 +104,27 @@ def load_vector(ptr, start, N: tl.constexpr):
 def embed(
     x, w1, b1, w2, b2, head, first, kept, row,
     COUNT: tl.constexpr, KEEP: tl.constexpr, BM: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BJ: tl.constexpr,
-    FAST: tl.constexpr, PREC: tl.constexpr,
+    FAST: tl.constexpr, PREC: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """Slices first … first + COUNT - 1 of ψ before the last activation, for a tile x: COUNT accumulators BM × D.
 
-    The hidden layer goes by in chunks of BJ units, as keys and values do in attention, and is stored from `row` of the
-    descriptor `kept` if KEEP. w1 (h·D × P·D) and w2 (h·P·D × P·D) are descriptors, b1 and b2 (h × P·D) pointers.
+    The hidden layer goes by in chunks of BJ units, as keys and values do in attention, and is stored from `row` of
+    `kept` (… × P·D) if KEEP. w1 (h·D × P·D), w2 (h·P·D × P·D) and `kept` are stacks of matrices, b1 and b2 h × P·D.
     """
     F: tl.constexpr = P * D
     u = ()
-    for _ in tl.static_range(COUNT):
-        u += (tl.zeros((BM, D), tl.float32),)
+    for i in tl.static_range(COUNT):
+        u += (tl.zeros((BM, D), tl.float32) + load_vector(b2, head * F + (first + i) * D, D)[None, :],)
     for j in range(0, F, BJ):
-        h = tl.dot(x, w1.load([head * D, j]), input_precision=PREC) + load_vector(b1, head * F + j, BJ)[None, :]
+        w = load_matrix(w1, head * D, j, F, D, BJ, TMA)
+        h = tl.dot(x, w, input_precision=PREC) + load_vector(b1, head * F + j, BJ)[None, :]
         a = silu(h, FAST).to(x.dtype)
         if KEEP:
             if first == 0:
-                kept.store([row, j], a)
+                store_matrix(kept, row, j, a, F, BM, BJ, TMA)
         added = ()
         for i in tl.static_range(COUNT):
-            added += (tl.dot(a, w2.load([head * F + j, (first + i) * D]), u[i], input_precision=PREC),)
+            w = load_matrix(w2, head * F + j, (first + i) * D, F, BJ, D, TMA)
+            added += (tl.dot(a, w, u[i], input_precision=PREC),)
         u = added
-    biased = ()
-    for i in tl.static_range(COUNT):
-        biased += (u[i] + load_vector(b2, head * F + (first + i) * D, D)[None, :],)
-    return biased
+    return u

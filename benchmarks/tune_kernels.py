@@ -1,0 +1,298 @@
+"""Checks the Triton kernels on the GPU at hand, then times block sizes and pieces; prints tables, writes a CSV.
+
+    python benchmarks/tune_kernels.py --output results [--tokens 32760] [--heads 12] [--head-dim 128] [--only merge state]
+
+Nothing is timed unless every check passes: the error against the float64 oracle is at most 2× (gradients 3×) that of the
+PyTorch path in the same dtype. Candidates that win go into `ops/triton/blocks.py` by hand.
+"""
+
+import argparse
+import copy
+import csv
+import itertools
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import triton
+from attention_surgery import FeatureMap, hybrid_attention
+from attention_surgery.ops import eager, naive
+from attention_surgery.ops.triton import backward, blocks, forward
+from attention_surgery.ops.triton.blocks import Blocks
+from attention_surgery.ops.triton.plan import Map
+
+CANDIDATES: dict[str, list[Blocks]] = {
+    "state": [
+        Blocks(rows=64, hidden=128, warps=8, stages=2, resident=True),
+        Blocks(rows=64, hidden=128, warps=8, stages=2),
+        Blocks(rows=64, hidden=64, warps=8, stages=2),
+        Blocks(rows=64, hidden=64, warps=8, stages=3),
+        Blocks(rows=128, hidden=64, warps=8, stages=2),
+        Blocks(rows=32, hidden=64, warps=4, stages=2),
+    ],
+    "merge": [
+        Blocks(rows=r, hidden=j, warps=w, stages=s)
+        for r, j, w, s in [
+            (128, 64, 8, 2), (128, 64, 8, 3), (128, 32, 8, 3), (128, 32, 8, 4), (64, 32, 4, 2), (64, 32, 4, 3),
+            (64, 64, 4, 2),
+        ]
+    ],
+    "attend": [
+        Blocks(rows=r, across=a, hidden=32, warps=w, stages=s)
+        for r, a, w, s in [(128, 128, 8, 2), (128, 64, 8, 2), (128, 64, 8, 3), (64, 64, 4, 2), (64, 128, 4, 2)]
+    ],
+    "feature_gradient": [
+        Blocks(rows=r, hidden=j, warps=w, stages=s)
+        for r, j, w, s in [(64, 32, 4, 2), (64, 32, 4, 3), (64, 64, 4, 2), (128, 64, 8, 2), (128, 32, 8, 3)]
+    ],
+    "input_gradient": [
+        Blocks(rows=r, hidden=j, warps=w, stages=s)
+        for r, j, w, s in [(64, 32, 4, 2), (64, 32, 4, 3), (128, 32, 8, 2), (128, 32, 8, 3), (128, 64, 8, 2)]
+    ],
+    "token_product": [
+        Blocks(rows=r, warps=w, stages=s)
+        for r, w, s in [(64, 8, 3), (64, 8, 4), (64, 4, 2), (64, 4, 3), (128, 8, 2), (128, 8, 3), (32, 4, 4)]
+    ],
+    "query_gradient": [
+        Blocks(rows=r, across=a, warps=w, stages=s)
+        for r, a, w, s in [(128, 64, 8, 2), (128, 64, 8, 3), (128, 128, 8, 2), (64, 64, 4, 2), (64, 64, 4, 3)]
+    ],
+    "key_gradient": [
+        Blocks(rows=r, across=a, warps=w, stages=s)
+        for r, a, w, s in [(128, 64, 8, 2), (128, 64, 8, 3), (128, 32, 8, 3), (64, 64, 4, 2), (64, 128, 8, 2)]
+    ],
+}  # fmt: skip
+
+
+def milliseconds(run: Callable[[], object], repeats: int = 12) -> float:
+    """Median time of one call by CUDA events, after three warm-ups."""
+    for _ in range(3):
+        run()
+    times = []
+    for _ in range(repeats):
+        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        stop.record()
+        stop.synchronize()
+        times.append(start.elapsed_time(stop))
+    return statistics.median(times)
+
+
+def make(n: int, h: int, d: int, dtype: torch.dtype, *, b: int = 1, degree: int = 2):
+    torch.manual_seed(n)
+    tensors = [torch.randn(b, n, h, d, device="cuda", dtype=torch.float32).to(dtype) for _ in range(4)]
+    return *tensors, FeatureMap(h, d, degree=degree).cuda(), FeatureMap(h, d, degree=degree).cuda()
+
+
+def results(function, tensors, dtype: torch.dtype, **options) -> list[torch.Tensor]:
+    """Output and every gradient, computed in `dtype`."""
+    q, k, v, g, phi_q, phi_k = tensors
+    maps = [copy.deepcopy(phi) for phi in (phi_q, phi_k)]
+    if dtype == torch.float64:
+        maps = [phi.double() for phi in maps]
+    inputs = [x.detach().to(dtype).clone().requires_grad_() for x in (q, k, v)]
+    y = function(*inputs, *maps, **options)
+    y.backward(g.to(dtype))
+    return [y.detach(), *(x.grad for x in inputs), *(p.grad for phi in maps for p in phi.parameters())]
+
+
+def errors(found: list[torch.Tensor], oracle: list[torch.Tensor]) -> list[float]:
+    return [float((a.double() - o).norm() / o.norm().clamp_min(1e-30)) for a, o in zip(found, oracle, strict=True)]
+
+
+def check(rows: list[dict]) -> bool:
+    """Small shapes against the float64 oracle."""
+    passed = True
+    torch.backends.cuda.matmul.allow_tf32 = False
+    cases = [
+        dict(n=1000, h=3, d=128, rate=8), dict(n=515, h=2, d=128, rate=4, b=2), dict(n=300, h=3, d=64, rate=2),
+        dict(n=257, h=2, d=128, rate="linear"), dict(n=390, h=3, d=32, rate=3, pattern="staggered"),
+        dict(n=360, h=5, d=128, rate=4, pattern="lattice", grid=(6, 6, 10)), dict(n=100, h=2, d=128, rate=300),
+        dict(n=300, h=2, d=128, rate=4, degree=3), dict(n=300, h=2, d=64, rate=4, degree=1),
+    ]  # fmt: skip
+    for case, normalizer in itertools.product(cases, ["mean", "max"]):
+        dtypes = [torch.bfloat16, torch.float16, torch.float32] if case["n"] in (1000, 300) else [torch.bfloat16]
+        for dtype in dtypes:
+            case_ = dict(case)
+            rate = case_.pop("rate")
+            options = dict(
+                rate=rate, normalizer=normalizer, pattern=case_.pop("pattern", "stride"), grid=case_.pop("grid", None)
+            )
+            tensors = make(dtype=dtype, **case_)
+            oracle = results(naive.hybrid_attention, tensors, torch.float64, **options)
+            plain = errors(results(hybrid_attention, tensors, dtype, backend="eager", **options), oracle)
+            fused = errors(results(hybrid_attention, tensors, dtype, backend="triton", **options), oracle)
+            floor = 4 * torch.finfo(dtype).eps if dtype == torch.float32 else 0.0
+            ratios = [f / (p + floor) for f, p in zip(fused, plain, strict=True)]
+            good = ratios[0] <= 2 and max(ratios[1:]) <= 3
+            passed &= good
+            print("ok  " if good else "FAIL", case, normalizer, str(dtype)[6:], f"y {ratios[0]:.2f} grads {max(ratios[1:]):.2f}",
+                  "" if good else " ".join(f"{f:.1e}/{p:.1e}" for f, p in zip(fused, plain, strict=True)), flush=True)  # fmt: skip
+            rows.append(dict(kind="check", name=f"{case} {normalizer} {dtype}", value=max(ratios)))
+    return passed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--output", type=Path, default=Path("results"))
+    parser.add_argument("--tokens", type=int, default=32760)
+    parser.add_argument("--heads", type=int, default=12)
+    parser.add_argument("--head-dim", type=int, default=128)
+    parser.add_argument("--only", nargs="*", default=list(CANDIDATES))
+    parser.add_argument("--seconds", type=float, default=200)
+    parser.add_argument("--unchecked", action="store_true")
+    options = parser.parse_args()
+    began = time.time()
+    rows: list[dict] = []
+    options.output.mkdir(parents=True, exist_ok=True)
+    print(
+        torch.cuda.get_device_name(), torch.__version__, triton.__version__, torch.backends.cudnn.version(), flush=True
+    )
+    try:
+        if not options.unchecked and not check(rows):
+            sys.exit("a check failed: nothing is timed")
+        print(f"checked after {time.time() - began:.0f} s", flush=True)
+        measure(options, rows, began)
+    finally:
+        with open(options.output / "tune_kernels.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, ["kind", "name", "value"])
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def measure(options: argparse.Namespace, rows: list[dict], began: float) -> None:
+    n, h, d, dtype = options.tokens, options.heads, options.head_dim, torch.bfloat16
+    q, k, v, g, phi_q, phi_k = make(n, h, d, dtype)
+    map_q, map_k = (Map(p.weights[0], p.biases[0], p.weights[1], p.biases[1]) for p in (phi_q, phi_k))
+    map_q, map_k = (Map(*(t.detach() for t in m)) for m in (map_q, map_k))
+
+    def note(kind: str, name: str, value: float) -> None:
+        rows.append(dict(kind=kind, name=name, value=value))
+        print(f"{kind:10s} {name:70s} {value:9.3f}", flush=True)
+
+    def both(run: Callable[..., torch.Tensor], name: str) -> None:
+        inputs = [x.detach().requires_grad_() for x in (q, k, v)]
+        with torch.no_grad():
+            note("forward", name, milliseconds(lambda: run(*inputs)))
+
+        def step() -> None:
+            for x in (*inputs, *phi_q.parameters(), *phi_k.parameters()):
+                x.grad = None
+            run(*inputs).backward(g)
+
+        note("both", name, milliseconds(step, 6))
+
+    for backend in ("_native_cudnn", "_native_flash", None):
+        both(lambda a, b, c, e=backend: eager.softmax_attention(a, b, c, e), f"dense {backend}")
+    for rate in (2, 4, 8):
+        both(
+            lambda a, b, c, r=rate: eager.softmax_attention(a, b[:, ::r], c[:, ::r], "_native_cudnn"),
+            f"softmax part R={rate}",
+        )
+
+    rate = 8
+    state, mass = forward.linear_state(k, v, map_k, None, rate)
+    o = eager.softmax_attention(q, k[:, ::rate], v[:, ::rate], "_native_cudnn")
+    ratio = (n - n // rate) / (n // rate) / (2 * d)
+    y, denominator = forward.merge(q, o, state, mass, map_q, ratio)
+    rate_max = (n - n // rate) / (2 * d)
+    y2, denominator2, top = forward.attend(q, k[:, ::rate], v[:, ::rate], state, mass, map_q, rate_max)
+    scaled, delta, linear_grad, *_ = backward.merge_gradients(
+        g, y2, denominator2, q, state, mass, map_q, rate_max, True
+    )
+    pieces: dict[str, Callable[[], object]] = {
+        "state": lambda: forward.linear_state(k, v, map_k, None, rate),
+        "merge": lambda: forward.merge(q, o, state, mass, map_q, ratio),
+        "attend": lambda: forward.attend(q, k[:, ::rate], v[:, ::rate], state, mass, map_q, rate_max),
+        "feature_gradient": lambda: backward.merge_gradients(g, y, denominator, q, state, mass, map_q, ratio, True),
+        "query_gradient": lambda: backward.attend_gradients(
+            q, k[:, ::rate], v[:, ::rate], scaled, delta, top, linear_grad
+        ),
+    }
+    pieces["input_gradient"] = pieces["token_product"] = pieces["feature_gradient"]
+    pieces["key_gradient"] = pieces["query_gradient"]
+    note(
+        "piece",
+        "state gradients",
+        milliseconds(lambda: backward.state_gradients(state, mass, k, v, map_k, None, rate, True), 6),
+    )
+    note(
+        "piece",
+        "merge gradients, no weights",
+        milliseconds(lambda: backward.merge_gradients(g, y, denominator, q, state, mass, map_q, ratio, False), 6),
+    )
+    for size in (26, 27, 28, 30):
+        backward.WORKSPACE_BYTES = 2**size
+        note("workspace", f"merge gradients 2^{size}", milliseconds(pieces["feature_gradient"], 6))
+    backward.WORKSPACE_BYTES = 2**28
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        pieces["feature_gradient"]()
+        pieces["state"]()
+        pieces["merge"]()
+        pieces["query_gradient"]()
+        backward.state_gradients(state, mass, k, v, map_k, None, rate, True)
+        torch.cuda.synchronize()
+    for event in sorted(profile.key_averages(), key=lambda e: -e.device_time_total)[:14]:
+        note("profile", f"{event.key[:60]} x{event.count}", event.device_time_total / 1000)
+
+    for rate_ in (2, 4, 8, "linear"):
+        for normalizer in ("mean", "max") if rate_ != "linear" else ("mean",):
+            name = f"hybrid {normalizer} R={rate_}"
+            both(
+                lambda a, b, c, r=rate_, m=normalizer: hybrid_attention(
+                    a, b, c, phi_q, phi_k, rate=r, normalizer=m, backend="triton", attention_backend="_native_cudnn"
+                ),
+                name,
+            )
+    both(
+        lambda a, b, c: hybrid_attention(
+            a,
+            b,
+            c,
+            phi_q,
+            phi_k,
+            rate=8,
+            normalizer="mean",
+            pattern="staggered",
+            backend="triton",
+            attention_backend="_native_cudnn",
+        ),
+        "hybrid mean R=8 staggered (gather)",
+    )
+
+    for kernel in options.only:
+        best = None
+        default = blocks.HOPPER[kernel, d]
+        for candidate in CANDIDATES[kernel]:
+            if time.time() - began > options.seconds:
+                print("out of time", flush=True)
+                return
+            blocks.HOPPER[kernel, d] = candidate
+            try:
+                value = milliseconds(pieces[kernel], 8)
+            except triton.runtime.errors.OutOfResources as error:
+                print(kernel, candidate, error, flush=True)
+                continue
+            note(kernel, str(candidate), value)
+            best = min(best or (value, candidate), (value, candidate), key=lambda pair: pair[0])
+        blocks.HOPPER[kernel, d] = default
+        assert best
+        blocks.HOPPER[kernel, d] = best[1]
+        print("best", kernel, best, flush=True)
+    for rate_ in (2, 4, 8):
+        for normalizer in ("mean", "max"):
+            both(
+                lambda a, b, c, r=rate_, m=normalizer: hybrid_attention(
+                    a, b, c, phi_q, phi_k, rate=r, normalizer=m, backend="triton", attention_backend="_native_cudnn"
+                ),
+                f"tuned {normalizer} R={rate_}",
+            )
+
+
+if __name__ == "__main__":
+    main()

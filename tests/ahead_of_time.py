@@ -1,0 +1,126 @@
+"""Compiles, for a GPU that need not be there, exactly what the launches of `ops.triton` would compile on it."""
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import torch
+import triton
+from attention_surgery.ops.triton import backward, forward
+from attention_surgery.ops.triton.plan import Map
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32"}
+SHARED_MEMORY = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Resources of one kernel: spilled bytes of stack, shared memory, and its PTX."""
+
+    name: str
+    registers: int
+    stack: int
+    shared: int
+    ptx: str
+
+
+class _Recorder:
+    """Stands in for a kernel: compiles it for the arguments it is launched with."""
+
+    def __init__(self, kernel: triton.JITFunction, arch: int, results: list[Compiled]) -> None:
+        self.kernel, self.arch, self.results = kernel, arch, results
+
+    def __getitem__(self, grid: tuple[int, ...]) -> "_Recorder":
+        return self
+
+    def __call__(self, *, num_warps: int, num_stages: int, **arguments: object) -> None:
+        signature, constants, attributes = {}, {}, {}
+        for position, parameter in enumerate(self.kernel.params):
+            value = arguments.pop(parameter.name)
+            if parameter.is_constexpr or value is None:
+                signature[parameter.name], constants[(position,)] = "constexpr", value
+                continue
+            signature[parameter.name] = _type(value)
+            if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+                attributes[(position,)] = [["tt.divisibility", 16]]
+        assert not arguments, f"{self.kernel.__name__} has no parameters {sorted(arguments)}"
+        compiled = triton.compile(
+            ASTSource(self.kernel, signature, constants, attributes),
+            target=GPUTarget("cuda", self.arch, 32),
+            options={"num_warps": num_warps, "num_stages": num_stages},
+        )
+        registers, stack = _resources(compiled.asm["cubin"])
+        self.results.append(
+            Compiled(self.kernel.__name__, registers, stack, compiled.metadata.shared, compiled.asm["ptx"])
+        )
+
+
+def _type(value: object) -> str:
+    if isinstance(value, TensorDescriptor):
+        return f"tensordesc<{TYPES[value.base.dtype]}{list(value.block_shape)}>".replace(" ", "")
+    if isinstance(value, torch.Tensor):
+        return "*" + TYPES[value.dtype]
+    if isinstance(value, int):
+        return "i32" if abs(value) < 2**31 else "i64"
+    assert isinstance(value, float), value
+    return "fp32"
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    """Registers per thread and bytes of stack, which these kernels use for nothing but spills."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool), "--dump-resource-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
+    assert found, text
+    return int(found[1]), int(found[2]) + int(found[3])
+
+
+@contextmanager
+def recorded(arch: int) -> Iterator[list[Compiled]]:
+    """Within, launches of `forward` and `backward` compile for sm_`arch` instead of running."""
+    results: list[Compiled] = []
+    device = SimpleNamespace(multi_processor_count=132)
+    with ExitStack() as stack:
+        stack.enter_context(patch("torch.cuda.get_device_capability", lambda _: divmod(arch, 10)))
+        stack.enter_context(patch("torch.cuda.get_device_properties", lambda _: device))
+        for module in (forward, backward):
+            for name, value in vars(module).copy().items():
+                if isinstance(value, triton.JITFunction):
+                    stack.enter_context(patch.object(module, name, _Recorder(value, arch, results)))
+        yield results
+
+
+def compile_all(
+    arch: int, head_dim: int, *, degree: int = 2, dtype: torch.dtype = torch.bfloat16, table: bool = False
+) -> list[Compiled]:
+    """Every kernel at its block sizes for this architecture, both sides of the gradients, weights wanted."""
+    b, n, h, rate, features = 1, 4096, 2, 4, degree * head_dim
+    q, k, v = (torch.empty(b, n, h, head_dim, dtype=dtype) for _ in range(3))
+    phi = Map(
+        torch.empty(h, head_dim, features), torch.empty(h, features),
+        torch.empty(h, features, features), torch.empty(h, features),
+    )  # fmt: skip
+    state, mass = torch.empty(b, h, features, head_dim), torch.empty(b, h, features)
+    rows = torch.empty(b, h, n)
+    positions = torch.empty(h, n // rate, dtype=torch.int32) if table else None
+    with recorded(arch) as results:
+        forward.linear_state(k, v, phi, positions, rate)
+        forward.merge(q, q, state, mass, phi, 0.1)
+        forward.attend(q, k[:, ::rate], v[:, ::rate], state, mass, phi, 0.1)
+        backward.state_gradients(state, mass, k, v, phi, positions, rate, True)
+        backward.merge_gradients(q, q, rows, q, state, mass, phi, 0.1, True)
+        backward.attend_gradients(q, k[:, ::rate], v[:, ::rate], q, rows, rows, q)
+    return results
