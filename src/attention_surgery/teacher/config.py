@@ -70,8 +70,7 @@ CPU = TeacherConfig(
     clips=8_000,
     vae_minutes=50,
     diffusion_minutes=120,
-    vae_batch=8,
-    vae_window=5,
+    vae_batch=3,
     batch=16,
     compile=False,
 )

@@ -96,14 +96,23 @@ def evaluate_teacher(
 ) -> dict[str, dict[str, float]]:
     """Sample and judge both sets; write `scores.csv` (one row per clip) and `samples.png`; return the means per set.
 
-    `scale` shrinks the sets for a trial.
+    `scale` shrinks the sets for a trial. Sampled batches are kept in `folder/clips`; a second call goes on from there.
     """
     rows: list[dict[str, Any]] = []
     result = {}
     shown: list[tuple[NDArray[np.uint8], str]] = []
     for split, n in (("train", SEEN), ("heldout", HELDOUT)):
         captions = captions_for(split, max(1, round(n * scale)))
-        clips = sample(pipe, captions, guidance=guidance, steps=steps, batch=batch)
+        clips: list[NDArray[np.uint8]] = []
+        for start in range(0, len(captions), batch):
+            kept = folder / "clips" / f"{split}-{start}-{batch}-{guidance}-{steps}.npy"
+            if not kept.exists():
+                part = captions[start : start + batch]
+                made = sample(pipe, part, guidance=guidance, steps=steps, batch=batch, first_seed=start)
+                with write_atomic(kept) as temporary, temporary.open("wb") as file:
+                    np.save(file, np.stack(made))
+            clips += list(np.load(kept))
+            print(f"{split}: {len(clips)} of {len(captions)} clips", flush=True)
         scores = judge_all(clips, captions, processes=processes)
         rows += [
             {"split": split, "seed": i, "caption": caption, **score}
