@@ -19,7 +19,8 @@ from ..models import HybridWanTransformer3DModel
 from ..rates import Rate, check_rates
 from .bank import FeatureMapBank, FeatureMapSpec
 from .config import DistillConfig
-from .passes import DistillationPass, checkpoint_path, mean_errors
+from .measure import mean_errors
+from .passes import DistillationPass, checkpoint_path
 from .plan import plan_distillation
 from .trajectory import token_grid
 

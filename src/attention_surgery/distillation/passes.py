@@ -1,7 +1,6 @@
 """One pass over the teacher trajectories: updates, held-out errors, and the checkpoint that makes it resumable."""
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +10,20 @@ from torch import Tensor
 from ..errors import DivergenceError
 from ..files import append_jsonl, digest, read_jsonl, write_text, write_torch
 from ..layers.capture import capture
-from ..ops import hybrid_attention
 from ..ops.tokens import Grid
 from ..progress import progress
 from ..rates import Rate
 from .bank import FeatureMapBank, FeatureMapPair
 from .config import DistillConfig
-from .losses import attention_loss, relative_error, value_loss
+from .losses import attention_loss, value_loss
+from .measure import Item, mean_errors, student, trajectory_errors
 from .plan import DistillPlan
 from .trajectory import run_teacher
-
-Item = tuple[Tensor, Tensor, Tensor, Tensor]
-"""q, k, v, y of one block in one teacher forward, each b n h d."""
 
 
 def checkpoint_path(folder: Path, index: int) -> Path:
     """Where pass `index` keeps its state."""
     return folder / f"pass-{index:03d}.pt"
-
-
-def mean_errors(
-    errors: Mapping[str, Sequence[float]], blocks: Sequence[int], rates: Sequence[Rate]
-) -> dict[int, dict[Rate, float]]:
-    """e_ir: the mean over held-out prompts and denoising steps, block → rate."""
-    return {
-        block: {rate: sum(errors[f"{block}/{rate}"]) / len(errors[f"{block}/{rate}"]) for rate in rates}
-        for block in blocks
-    }
 
 
 class DistillationPass:
@@ -145,7 +131,7 @@ class DistillationPass:
     def _loss(self, pair: FeatureMapPair, rate: Rate, item: Item, generator: torch.Generator) -> Tensor:
         q, k, _, y = item
         if self.config.loss == "value":
-            return value_loss(y, self._student(pair, rate, item))
+            return value_loss(y, student(self.bank.spec, pair, rate, item, self.grid))
         rows = torch.randperm(q.shape[1], generator=generator)[: self.config.attention_loss_queries]
         return attention_loss(
             q,
@@ -159,32 +145,14 @@ class DistillationPass:
             rows=rows.sort().values.to(q.device),
         )
 
-    def _student(self, pair: FeatureMapPair, rate: Rate, item: Item) -> Tensor:
-        q, k, v, _ = item
-        return hybrid_attention(
-            q,
-            k,
-            v,
-            pair.phi_q,
-            pair.phi_k,
-            rate=rate,
-            normalizer=self.config.normalizer,
-            pattern=self.config.pattern,
-            grid=self.grid,
-        )
-
-    @torch.no_grad()
     def _measure_on(self, prompts: list[str]) -> None:
-        """Append the relative error of every block and rate at every step of one held-out trajectory."""
-
-        def measure(block: int, q: Tensor, k: Tensor, v: Tensor, y: Tensor) -> None:
-            for rate, pair in self.bank.pairs[block].items():
-                error = relative_error(y, self._student(pair, rate, (q, k, v, y))).item()
-                self.errors[f"{block}/{rate}"].append(error)
-
+        """Append the errors of one held-out trajectory."""
         seed = self._seed("heldout", self.measured)
-        with capture(self.pipe.transformer, self.blocks, measure):
-            run_teacher(self.pipe, prompts, seed=seed, config=self.config, on_step_end=lambda step: None)
+        found = trajectory_errors(
+            self.pipe, self.bank, self.blocks, prompts, seed=seed, config=self.config, grid=self.grid
+        )
+        for key, values in found.items():
+            self.errors[key] += values
 
     def _set_lr(self) -> None:
         left = 1 - self.update / self.plan.updates if self.config.lr_schedule == "linear" else 1.0

@@ -39,6 +39,7 @@ def finetune(
     config: FinetuneConfig | None = None,
     output_dir: str | Path,
     resume: bool = False,
+    cache_dir: str | Path | None = None,
 ) -> None:
     """Train `pipe.transformer`, a converted model, in place on (video, caption) pairs.
 
@@ -52,6 +53,7 @@ def finetune(
         config: see `FinetuneConfig`.
         output_dir: run folder.
         resume: go on in `output_dir` from its last checkpoint, with the same settings.
+        cache_dir: of the latents and text embeddings, which several runs may share; None is `output_dir`/cache.
 
     Raises:
         ModelError: the transformer is not converted.
@@ -81,7 +83,7 @@ def finetune(
     if config.trackers:
         accelerator.init_trackers("attention-surgery", config={k: str(v) for k, v in vars(config).items()})
 
-    cache = LatentCache(folder / "cache", pipe, entries, config)
+    cache = LatentCache(Path(cache_dir or folder / "cache"), pipe, entries, config)
     count = len(cache) - config.heldout_videos
     if count < 1:
         raise DataError(f"only {len(cache)} usable videos are left, of which {config.heldout_videos} are held out")
