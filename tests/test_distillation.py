@@ -275,7 +275,7 @@ def test_run_folders_are_not_mixed(pipe, tmp_path):
     distill(pipe, PROMPTS, (4,), config=CONFIG, output_dir=tmp_path / "run", blocks=[0])
     with pytest.raises(RunError, match="holds a distillation run"):
         distill(pipe, PROMPTS, (4,), config=CONFIG, output_dir=tmp_path / "run", blocks=[0])
-    with pytest.raises(RunError, match="lr: 0.01 → 0.02"):
+    with pytest.raises(RunError, match=r"lr: 0\.01 → 0\.02"):
         other = dataclasses.replace(CONFIG, lr=2e-2)
         distill(pipe, PROMPTS, (4,), config=other, output_dir=tmp_path / "run", blocks=[0], resume=True)
     (tmp_path / "foreign").mkdir()

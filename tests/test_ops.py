@@ -365,7 +365,11 @@ def bad(**changes):
         ),
         ({"phi_q": asg.FeatureMap(2, 12)}, TensorError, "phi_q is for 2 heads of 12; q has 3 heads of 12"),
         ({"phi_k": asg.FeatureMap(3, 16)}, TensorError, "phi_k is for 3 heads of 16; q has 3 heads of 12"),
-        ({"phi_k": asg.FeatureMap(3, 12).to("meta")}, TensorError, "feature map on meta got an input on cpu; move one of them"),
+        (
+            {"phi_k": asg.FeatureMap(3, 12).to("meta")},
+            TensorError,
+            "feature map on meta got an input on cpu; move one of them",
+        ),
         ({"phi_k": asg.FeatureMap(3, 12, degree=3)}, TensorError, "phi_k has 36 features; expected 24, as phi_q"),
         ({"rate": 0}, RateError, "rate 0 does not exist; expected an integer >= 1 or 'linear'"),
         ({"rate": 2.0}, RateError, r"rate 2\.0 does not exist"),

@@ -1,7 +1,7 @@
 """Loading a diffusers Wan pipeline, by path, hub id, or as the embedded tiny one."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import torch
@@ -37,7 +37,7 @@ def load_pipeline(base: str | Path, *, dtype: torch.dtype, device: str = "auto",
     """
     source = resolve_base(base)
     # `DiffusionPipeline.from_pretrained` drops components that are passed to it without a word: ask the class itself.
-    name = DiffusionPipeline.load_config(source)["_class_name"]
+    name = cast(dict[str, Any], DiffusionPipeline.load_config(source))["_class_name"]
     if not name.startswith("Wan"):
         raise ModelError(f"{base} is a {name}; expected a Wan pipeline")
     pipe = getattr(diffusers, name).from_pretrained(source, dtype=dtype, **components)

@@ -143,7 +143,7 @@ def profile_stage(
     base: str, file: Path, *, rates: Mapping[int, Rate] | None, phi: Mapping[str, int], **shape: int
 ) -> dict[str, Any]:
     """Count the blocks' FLOPs before, and after if `rates` are known, and write both to `file`."""
-    dense = profile(resolve_base(base), **shape)
+    dense = profile(resolve_base(base), rates=None, **shape)
     models = {"softmax everywhere (before)": dense}
     if rates is not None:
         models["hybrid (after)"] = profile(resolve_base(base), rates=rates, **phi, **shape)  # type: ignore[arg-type]

@@ -3,10 +3,12 @@
 import math
 import time
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from diffusers import AutoencoderKLWan
-from torch import Tensor
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import Tensor, nn
 
 from .clips import to_unit
 from .config import TeacherConfig
@@ -14,11 +16,22 @@ from .config import TeacherConfig
 Report = Callable[[dict[str, float]], None]
 
 
+def encode(vae: AutoencoderKLWan, clips: Tensor) -> DiagonalGaussianDistribution:
+    """The distribution of the latents (b c f h w) of clips (b 3 f h w) in [-1, 1]."""
+    return vae.encode(clips, return_dict=False)[0]
+
+
+def decode(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    """Clips (b 3 f h w) of latents (b c f h w)."""
+    return vae.decode(latents, return_dict=False)[0]
+
+
 def train_autoencoder(
     vae: AutoencoderKLWan, frames: Tensor, config: TeacherConfig, device: torch.device, report: Report
 ) -> None:
     """Fit `vae` to windows of the clips for `config.vae_minutes`, in place: L1, squared error and a little KL."""
-    vae.to(device).train().requires_grad_(True)
+    cast(nn.Module, vae).to(device)  # diffusers wraps `to` so that type checkers see no method
+    vae.train().requires_grad_(True)
     on_gpu = device.type == "cuda"
     lr = torch.tensor(0.0, device=device)
     optimizer = torch.optim.AdamW(
@@ -30,8 +43,8 @@ def train_autoencoder(
         optimizer.zero_grad(set_to_none=True)
         target = to_unit(clip)
         with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu, cache_enabled=False):
-            posterior = vae.encode(target).latent_dist
-            decoded = vae.decode(posterior.sample()).sample
+            posterior = encode(vae, target)
+            decoded = decode(vae, posterior.sample())
         error = decoded.float() - target
         mse = error.square().mean()
         loss = error.abs().mean() + 5 * mse + 1e-5 * posterior.kl().mean() / target[0].numel()
@@ -82,7 +95,7 @@ def psnr(vae: AutoencoderKLWan, frames: Tensor, device: torch.device, *, batch: 
     ratios = []
     for part in frames.split(batch):
         clip = to_unit(part.to(device))
-        decoded = vae.decode(vae.encode(clip).latent_dist.mode()).sample.float().clamp(-1, 1)
+        decoded = decode(vae, encode(vae, clip).mode()).float().clamp(-1, 1)
         mse = (decoded - clip).square().flatten(1).mean(dim=1)
         ratios.append(-10 * torch.log10(mse / 4))
     return torch.cat(ratios).mean().item()
@@ -96,7 +109,7 @@ def encode_clips(
     parts = []
     for part in frames.split(batch):
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            parts.append(vae.encode(to_unit(part.to(device))).latent_dist.mode().to(torch.bfloat16))
+            parts.append(encode(vae, to_unit(part.to(device))).mode().to(torch.bfloat16))
     latents = torch.cat(parts)
     sample = latents[:4096].float()
     mean, deviation = sample.mean(dim=(0, 2, 3, 4)), sample.std(dim=(0, 2, 3, 4))

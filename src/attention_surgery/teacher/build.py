@@ -1,5 +1,7 @@
 """The parts of tiny-wan, untrained: every one a stock class of diffusers or transformers, only small."""
 
+from typing import Any, cast
+
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
@@ -89,10 +91,12 @@ def build_pipeline(
     text_encoder: UMT5EncoderModel,
 ) -> WanPipeline:
     """The parts as a stock pipeline."""
+    # WanPipeline names narrower classes for these two than it takes, and than its own checkpoints hold.
+    tokenizer, scheduler = cast(Any, build_tokenizer()), cast(Any, build_scheduler(config))
     return WanPipeline(
-        tokenizer=build_tokenizer(),
+        tokenizer=tokenizer,
         text_encoder=text_encoder,
         vae=vae,
-        scheduler=build_scheduler(config),
+        scheduler=scheduler,
         transformer=transformer,
     )

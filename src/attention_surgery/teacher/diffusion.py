@@ -68,7 +68,8 @@ def train_diffusion(
         model.transformer.compile_repeated_blocks(fullgraph=True)
     ids, mask = tokenize(tokenizer, captions, device)
     empty_ids, empty_mask = tokenize(tokenizer, [""], device, length=ids.shape[1])
-    weights, averages = list(model.parameters()), list(average.parameters())
+    weights: list[Tensor] = list(model.parameters())
+    averages: list[Tensor] = list(average.parameters())
 
     def save(seconds: float) -> None:
         state: dict[str, Any] = {

@@ -28,8 +28,8 @@ from diffusers import WanPipeline
 import attention_surgery as asg
 
 pipe = WanPipeline.from_pretrained(asg.tiny_wan())
-pipe("a large red square moves left on a striped backdrop",
-     num_frames=17, height=64, width=64, num_inference_steps={steps}, guidance_scale={guidance})
+caption = "a large red square moves left on a striped backdrop"
+pipe(caption, num_frames=17, height=64, width=64, num_inference_steps={steps}, guidance_scale={guidance})
 ```
 
 | | |

@@ -4,13 +4,14 @@ import dataclasses
 import json
 import platform
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import torch
 import transformers
 from diffusers import AutoencoderKLWan, WanPipeline
 from diffusers.configuration_utils import FrozenDict
+from torch import nn
 
 from .. import shapes
 from ..errors import RunError
@@ -79,7 +80,8 @@ def train_teacher(
     torch.manual_seed(config.seed)
     vae_folder = folder / "vae"
     if (vae_folder / "config.json").exists():
-        vae = AutoencoderKLWan.from_pretrained(vae_folder).to(at).eval().requires_grad_(False)
+        vae = AutoencoderKLWan.from_pretrained(vae_folder).eval().requires_grad_(False)
+        cast(nn.Module, vae).to(at)  # diffusers wraps `to` so that type checkers see no method
     else:
         vae = (
             build_vae(config)
@@ -104,7 +106,7 @@ def train_teacher(
         earlier = WanPipeline.from_pretrained(start_from, dtype=torch.float32)
         model.transformer.load_state_dict(earlier.transformer.state_dict())
         words = earlier.tokenizer.get_vocab()
-        rows = torch.tensor([words[word] for word in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))])
+        rows = torch.tensor([words[word] for word in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))])
         embeddings = ("shared.weight", "encoder.embed_tokens.weight")
         state = earlier.text_encoder.state_dict()
         model.text_encoder.load_state_dict(state | {name: state[name][rows] for name in embeddings})
