@@ -142,7 +142,7 @@ def test_report_of_a_foreign_folder(tmp_path):
 
 def test_a_stopped_run_goes_on_and_does_nothing_twice(world, finished, tmp_path, monkeypatch):
     """Stopped in the middle of every stage in turn; the result is that of the unbroken run."""
-    module = importlib.import_module("attention_surgery.recipe.run")
+    module = importlib.import_module("attention_surgery.recipe.sequence")
     config, folder = read_config(world / "recipe.toml"), tmp_path / "run"
     calls = []
     for name in ("distill_stage", "select_stage", "convert_stage", "generate_stage", "finetune_stage"):

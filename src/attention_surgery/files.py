@@ -7,10 +7,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 @contextmanager
@@ -50,8 +50,10 @@ def read_json(path: str | Path) -> Any:
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(path: str | Path, tensors: "dict[str, torch.Tensor]", metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file, atomically."""
+    import safetensors.torch  # with PyTorch seconds to import, which JSON and text do not need
+
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     with write_atomic(path) as temporary:
         safetensors.torch.save_file(contiguous, temporary, metadata=metadata)
@@ -59,6 +61,8 @@ def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor], metadata: 
 
 def write_torch(path: str | Path, state: Any) -> None:
     """Write a `torch.save` file (optimizer and RNG states), atomically."""
+    import torch
+
     with write_atomic(path) as temporary:
         torch.save(state, temporary)
 

@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from diffusers import UniPCMultistepScheduler
-
 from ..errors import ConfigError
 from ..generation import GenerateConfig
 from ..shapes import FPS, FRAMES, HEIGHT, WIDTH
@@ -58,6 +56,8 @@ SHAPES_SAMPLING = SamplingConfig(
 def set_scheduler_(pipe: Any, config: SamplingConfig) -> None:
     """Give a diffusers pipeline the scheduler of `config`, in place."""
     if config.scheduler == "unipc":
+        from diffusers import UniPCMultistepScheduler  # seconds to import, which the settings do not need
+
         pipe.scheduler = UniPCMultistepScheduler.from_config(
             pipe.scheduler.config,
             prediction_type="flow_prediction",

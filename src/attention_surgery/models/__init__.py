@@ -1,8 +1,21 @@
 """Which models can be converted, and the conversion."""
 
-from .conversion import convert_, revert_
-from .hybrid_config import HybridConfig
-from .hybrid_wan import HybridWanTransformer3DModel
-from .install import disabled, hybrid_processors
+from typing import TYPE_CHECKING
 
-__all__ = ["HybridConfig", "HybridWanTransformer3DModel", "convert_", "disabled", "hybrid_processors", "revert_"]
+from ..lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .conversion import convert_ as convert_
+    from .conversion import revert_ as revert_
+    from .hybrid_config import HybridConfig as HybridConfig
+    from .hybrid_wan import HybridWanTransformer3DModel as HybridWanTransformer3DModel
+    from .install import disabled as disabled
+    from .install import hybrid_processors as hybrid_processors
+else:
+    __getattr__, __dir__, __all__ = lazy_names(
+        __name__,
+        conversion=["convert_", "revert_"],
+        hybrid_config=["HybridConfig"],
+        hybrid_wan=["HybridWanTransformer3DModel"],
+        install=["disabled", "hybrid_processors"],
+    )

@@ -5,16 +5,19 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from diffusers import WanTransformer3DModel
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from ..errors import ConfigError, ModelError
 from ..files import read_json
-from ..ops.tokens import Grid
 from .hybrid_config import HybridConfig
+
+if TYPE_CHECKING:
+    from diffusers import WanTransformer3DModel
+
+    from ..ops.tokens import Grid
 
 TEXT_TOKENS = 512
 """The text encoder's context length, which diffusers' Wan attention has built in as well."""
@@ -72,7 +75,7 @@ class WanSpec:
         """Width of the model."""
         return self.heads * self.head_dim
 
-    def grid(self, num_frames: int, height: int, width: int) -> Grid:
+    def grid(self, num_frames: int, height: int, width: int) -> "Grid":
         """Frames, rows and columns of the token grid of a video of `num_frames` × `height` × `width` pixels.
 
         Raises:
@@ -111,14 +114,10 @@ def read_wan(source: "WanSpec | WanTransformer3DModel | Mapping[str, Any] | str 
     """
     if isinstance(source, WanSpec):
         return source
-    if isinstance(source, WanTransformer3DModel):
-        return _from_config(dict(source.config), None, type(source).__name__)
     if isinstance(source, Mapping):
         return _from_config(source, None, "this mapping")
     if not isinstance(source, str | Path):
-        raise ModelError(
-            f"cannot read a {type(source).__name__}; expected a WanTransformer3DModel, its config, a folder or a hub id"
-        )
+        return _from_model(source)
     if Path(source).is_dir():
         read = _folder_reader(_pipeline_folder(Path(source).resolve()))
     elif isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", source):
@@ -172,6 +171,16 @@ def _hub_reader(repo: str) -> Reader:
             raise ModelError(f"{repo} cannot be read from the hub: {error}") from error
 
     return read
+
+
+def _from_model(model: Any) -> WanSpec:
+    from diffusers import WanTransformer3DModel  # seconds to import, which a folder's config does not need
+
+    if not isinstance(model, WanTransformer3DModel):
+        raise ModelError(
+            f"cannot read a {type(model).__name__}; expected a WanTransformer3DModel, its config, a folder or a hub id"
+        )
+    return _from_config(dict(model.config), None, type(model).__name__)
 
 
 def _from_config(config: Mapping[str, Any], vae: Mapping[str, Any] | None, where: str) -> WanSpec:

@@ -1,8 +1,20 @@
 """A blind preference study that people can take, and what its votes say (§4, Table 2)."""
 
-from .config import StudyConfig, StudyReportConfig
-from .report import study_report
-from .server import serve
-from .summary import StudyReport
+from typing import TYPE_CHECKING
 
-__all__ = ["StudyConfig", "StudyReport", "StudyReportConfig", "serve", "study_report"]
+from ..lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .config import StudyConfig as StudyConfig
+    from .config import StudyReportConfig as StudyReportConfig
+    from .report import study_report as study_report
+    from .server import serve as serve
+    from .summary import StudyReport as StudyReport
+else:
+    __getattr__, __dir__, __all__ = lazy_names(
+        __name__,
+        config=["StudyConfig", "StudyReportConfig"],
+        report=["study_report"],
+        server=["serve"],
+        summary=["StudyReport"],
+    )

@@ -1,15 +1,5 @@
 """tiny-wan: the embedded small Wan pipeline, and how it is trained."""
 
-from pathlib import Path
-
-from ..errors import CheckpointError
-from .install import EMBEDDED
+from .embedded import tiny_wan
 
 __all__ = ["tiny_wan"]
-
-
-def tiny_wan() -> Path:
-    """The folder of the embedded `WanPipeline`, for `WanPipeline.from_pretrained`. CheckpointError if it is absent."""
-    if not (EMBEDDED / "model_index.json").exists():
-        raise CheckpointError(f"{EMBEDDED} holds no pipeline; reinstall attention-surgery, or train one: see its docs")
-    return EMBEDDED

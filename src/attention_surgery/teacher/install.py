@@ -9,8 +9,7 @@ from diffusers import WanPipeline
 
 from ..errors import CheckpointError
 from ..files import read_json, read_jsonl, write_text
-
-EMBEDDED = Path(__file__).parent / "tiny-wan"
+from .embedded import EMBEDDED
 
 CARD = """---
 license: apache-2.0
