@@ -13,6 +13,7 @@ from ..distillation import DistillConfig
 from ..errors import ConfigError
 from ..evaluation import EvaluateConfig, estimate
 from ..evaluation import evaluate as run_evaluation
+from ..experiments import run_experiments
 from ..finetuning import FinetuneConfig
 from ..generation import GenerateConfig
 from ..pipelines import load_pipeline, resolve_base
@@ -309,3 +310,24 @@ def study(
         serve(config)
     else:
         console.print(str(study_report(config)))
+
+
+def experiment(
+    names: Positional[tuple[str, ...]] = (),
+    output: Path = Path("runs/experiments"),
+    quick: bool = False,
+    seeds: tuple[int, ...] = (),
+) -> None:
+    """Repeat the paper's experiments, and some more, on tiny-wan.
+
+    Args:
+        names: table3 table4 table5 table6 figure3 figure4 figure5 normalizer pattern recovery; all if none is named.
+        output: folder of rows, tables and figures; a second call goes on there.
+        quick: minutes instead of hours, to see that everything works; its numbers mean nothing.
+        seeds: do only these seeds now, so that several processes share the work.
+    """
+    pages = run_experiments(names, output, quick=quick, seeds=seeds)
+    for name, page in pages.items():
+        console.print(f"{name}: {page}")
+    if not pages:
+        console.print(f"rows in {output}; tables need every seed")

@@ -22,6 +22,7 @@ COMMANDS = {
     "report": commands.report,
     "evaluate": commands.evaluate,
     "study": commands.study,
+    "experiment": commands.experiment,
 }
 
 DESCRIPTION = """Replace the softmax self-attention of a pretrained video diffusion transformer by a faster hybrid.
