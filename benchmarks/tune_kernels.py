@@ -1,28 +1,33 @@
 """Checks the Triton kernels on the GPU at hand, then times block sizes and pieces; prints tables, writes a CSV.
 
-    python benchmarks/tune_kernels.py --output results [--tokens 32760] [--heads 12] [--head-dim 128] [--only merge state]
+    python benchmarks/tune_kernels.py --output results [--tokens 32760] [--heads 12] [--head-dim 128] [--only merge]
 
-Nothing is timed unless every check passes: the error against the float64 oracle is at most 2× (gradients 3×) that of the
-PyTorch path in the same dtype. Candidates that win go into `ops/triton/blocks.py` by hand.
+Nothing is timed unless every check passes: the error against the float64 oracle is at most 2× (gradients 3×) that of
+the PyTorch path in the same dtype. Candidates that win go into `ops/triton/blocks.py` by hand.
 """
 
 import argparse
 import copy
 import csv
 import itertools
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 import triton
+
 from attention_surgery import FeatureMap, hybrid_attention
 from attention_surgery.ops import eager, naive
 from attention_surgery.ops.triton import backward, blocks, forward
 from attention_surgery.ops.triton.blocks import Blocks
 from attention_surgery.ops.triton.plan import Map
+from attention_surgery.rates import Normalizer, Pattern, Rate
 
 CANDIDATES: dict[str, list[Blocks]] = {
     "state": [
@@ -104,35 +109,71 @@ def errors(found: list[torch.Tensor], oracle: list[torch.Tensor]) -> list[float]
     return [float((a.double() - o).norm() / o.norm().clamp_min(1e-30)) for a, o in zip(found, oracle, strict=True)]
 
 
-def check(rows: list[dict]) -> bool:
-    """Small shapes against the float64 oracle."""
-    passed = True
+CASES = [
+    dict(n=1000, h=3, d=128, rate=8), dict(n=515, h=2, d=128, rate=4, b=2), dict(n=300, h=3, d=64, rate=2),
+    dict(n=257, h=2, d=128, rate="linear"), dict(n=390, h=3, d=32, rate=3, pattern="staggered"),
+    dict(n=360, h=5, d=128, rate=4, pattern="lattice", grid=(6, 6, 10)), dict(n=100, h=2, d=128, rate=300),
+    dict(n=300, h=2, d=128, rate=4, degree=3), dict(n=300, h=2, d=64, rate=4, degree=1),
+]  # fmt: skip
+"""Small shapes, in bfloat16; those of 300 and 1000 tokens in float16 and float32 too."""
+
+
+def check(task: tuple[dict, str, torch.dtype]) -> tuple[bool, str, float]:
+    """One case against the float64 oracle: whether it is within bounds, a line to print, its worst ratio."""
+    case, normalizer, dtype = task
     torch.backends.cuda.matmul.allow_tf32 = False
-    cases = [
-        dict(n=1000, h=3, d=128, rate=8), dict(n=515, h=2, d=128, rate=4, b=2), dict(n=300, h=3, d=64, rate=2),
-        dict(n=257, h=2, d=128, rate="linear"), dict(n=390, h=3, d=32, rate=3, pattern="staggered"),
-        dict(n=360, h=5, d=128, rate=4, pattern="lattice", grid=(6, 6, 10)), dict(n=100, h=2, d=128, rate=300),
-        dict(n=300, h=2, d=128, rate=4, degree=3), dict(n=300, h=2, d=64, rate=4, degree=1),
-    ]  # fmt: skip
-    for case, normalizer in itertools.product(cases, ["mean", "max"]):
-        dtypes = [torch.bfloat16, torch.float16, torch.float32] if case["n"] in (1000, 300) else [torch.bfloat16]
-        for dtype in dtypes:
-            case_ = dict(case)
-            rate = case_.pop("rate")
-            options = dict(
-                rate=rate, normalizer=normalizer, pattern=case_.pop("pattern", "stride"), grid=case_.pop("grid", None)
-            )
-            tensors = make(dtype=dtype, **case_)
-            oracle = results(naive.hybrid_attention, tensors, torch.float64, **options)
-            plain = errors(results(hybrid_attention, tensors, dtype, backend="eager", **options), oracle)
-            fused = errors(results(hybrid_attention, tensors, dtype, backend="triton", **options), oracle)
-            floor = 4 * torch.finfo(dtype).eps if dtype == torch.float32 else 0.0
-            ratios = [f / (p + floor) for f, p in zip(fused, plain, strict=True)]
-            good = ratios[0] <= 2 and max(ratios[1:]) <= 3
+    shape = {name: case[name] for name in ("n", "h", "d", "b", "degree") if name in case}
+    options = {"rate": case["rate"], "normalizer": normalizer}
+    options |= {"pattern": case.get("pattern", "stride"), "grid": case.get("grid")}
+    tensors = make(dtype=dtype, **shape)
+    oracle = results(naive.hybrid_attention, tensors, torch.float64, **options)
+    plain = errors(results(hybrid_attention, tensors, dtype, backend="eager", **options), oracle)
+    fused = errors(results(hybrid_attention, tensors, dtype, backend="triton", **options), oracle)
+    floor = 4 * torch.finfo(dtype).eps if dtype == torch.float32 else 0.0
+    ratios = [f / (p + floor) for f, p in zip(fused, plain, strict=True)]
+    good = ratios[0] <= 2 and max(ratios[1:]) <= 3
+    detail = "" if good else " ".join(f"{f:.1e}/{p:.1e}" for f, p in zip(fused, plain, strict=True))
+    line = f"{case} {normalizer} {str(dtype)[6:]} y {ratios[0]:.2f} gradients {max(ratios[1:]):.2f} {detail}"
+    return good, ("ok   " if good else "FAIL ") + line, max(ratios)
+
+
+def warm(task: tuple[str, argparse.Namespace]) -> str:
+    """Compile the candidates of one kernel, so that the timing finds them in Triton's cache; what could not be."""
+    kernel, options = task
+    small = argparse.Namespace(**vars(options) | {"tokens": 1032})
+    pieces, default, failed = make_pieces(small), blocks.HOPPER[kernel, options.head_dim], []
+    for candidate in CANDIDATES[kernel]:
+        blocks.HOPPER[kernel, options.head_dim] = candidate
+        try:
+            pieces[kernel]()
+        except triton.runtime.errors.OutOfResources as error:
+            failed.append(f"{kernel} {candidate}: {error}")
+    blocks.HOPPER[kernel, options.head_dim] = default
+    return "\n".join(failed)
+
+
+def check_and_compile(options: argparse.Namespace, rows: list[dict]) -> bool:
+    """All checks and all compilations, in as many processes as there are cores."""
+    tasks = [
+        (case, normalizer, dtype)
+        for case, normalizer in itertools.product(CASES, ["mean", "max"])
+        for dtype in (torch.bfloat16, torch.float16, torch.float32)
+        if dtype == torch.bfloat16 or case["n"] in (300, 1000)
+    ]
+    passed = True
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        compiled = [pool.submit(warm, (kernel, options)) for kernel in options.only]
+        checks = [] if options.unchecked else [(task, pool.submit(check, task)) for task in tasks]
+        for task, future in checks:
+            try:
+                good, line, ratio = future.result()
+            except Exception as error:  # reported, and fails the run
+                good, line, ratio = False, f"FAIL {task}: {type(error).__name__} {str(error)[:600]}", float("nan")
             passed &= good
-            print("ok  " if good else "FAIL", case, normalizer, str(dtype)[6:], f"y {ratios[0]:.2f} grads {max(ratios[1:]):.2f}",
-                  "" if good else " ".join(f"{f:.1e}/{p:.1e}" for f, p in zip(fused, plain, strict=True)), flush=True)  # fmt: skip
-            rows.append(dict(kind="check", name=f"{case} {normalizer} {dtype}", value=max(ratios)))
+            print(line, flush=True)
+            rows.append(dict(kind="check", name=line.split(" y ")[0], value=ratio))
+        for future in compiled:
+            print(future.result(), end="", flush=True)
     return passed
 
 
@@ -145,6 +186,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(CANDIDATES))
     parser.add_argument("--seconds", type=float, default=200)
     parser.add_argument("--unchecked", action="store_true")
+    parser.add_argument("--anyway", action="store_true", help="time even if a check fails, to learn from")
     options = parser.parse_args()
     began = time.time()
     rows: list[dict] = []
@@ -153,9 +195,9 @@ def main() -> None:
         torch.cuda.get_device_name(), torch.__version__, triton.__version__, torch.backends.cudnn.version(), flush=True
     )
     try:
-        if not options.unchecked and not check(rows):
+        if not check_and_compile(options, rows) and not options.anyway:
             sys.exit("a check failed: nothing is timed")
-        print(f"checked after {time.time() - began:.0f} s", flush=True)
+        print(f"checked and compiled after {time.time() - began:.0f} s", flush=True)
         measure(options, rows, began)
     finally:
         with open(options.output / "tune_kernels.csv", "w", newline="") as file:
@@ -164,11 +206,46 @@ def main() -> None:
             writer.writerows(rows)
 
 
+def make_pieces(options: argparse.Namespace) -> dict[str, Callable[[], object]]:
+    """What is timed by itself: the launches that hold each kernel, at rate 8."""
+    n, h, d, rate = options.tokens, options.heads, options.head_dim, 8
+    q, k, v, g, phi_q, phi_k = make(n, h, d, torch.bfloat16)
+    map_q, map_k = (Map(*(x.detach() for x in (*p.weights[:1], *p.biases[:1], *p.weights[1:], *p.biases[1:])))
+                    for p in (phi_q, phi_k))  # fmt: skip
+    k_soft, v_soft = k[:, ::rate], v[:, ::rate]
+    m = k_soft.shape[1]
+    state, mass = forward.linear_state(k, v, map_k, None, rate)
+    o = eager.softmax_attention(q, k_soft, v_soft, "_native_cudnn")
+    mean, top_scaled = (n - m) / m / (2 * d), (n - m) / (2 * d)
+    y, denominator = forward.merge(q, o, state, mass, map_q, mean)
+    of_max = forward.attend(q, k_soft, v_soft, state, mass, map_q, top_scaled)
+    scaled, delta, linear_grad, *_ = backward.merge_gradients(
+        g, *of_max[:2], q, state, mass, map_q, top_scaled, True
+    )  # fmt: skip
+
+    def merge_gradients(weights: bool = True) -> object:
+        return backward.merge_gradients(g, y, denominator, q, state, mass, map_q, mean, weights)
+
+    def attend_gradients() -> object:
+        return backward.attend_gradients(q, k_soft, v_soft, scaled, delta, of_max[2], linear_grad)
+
+    return {
+        "state": lambda: forward.linear_state(k, v, map_k, None, rate),
+        "merge": lambda: forward.merge(q, o, state, mass, map_q, mean),
+        "attend": lambda: forward.attend(q, k_soft, v_soft, state, mass, map_q, top_scaled),
+        "feature_gradient": merge_gradients,
+        "input_gradient": merge_gradients,
+        "token_product": merge_gradients,
+        "query_gradient": attend_gradients,
+        "key_gradient": attend_gradients,
+        "state gradients": lambda: backward.state_gradients(state, mass, k, v, map_k, None, rate, True),
+        "merge gradients, no weights": lambda: merge_gradients(False),
+    }
+
+
 def measure(options: argparse.Namespace, rows: list[dict], began: float) -> None:
-    n, h, d, dtype = options.tokens, options.heads, options.head_dim, torch.bfloat16
-    q, k, v, g, phi_q, phi_k = make(n, h, d, dtype)
-    map_q, map_k = (Map(p.weights[0], p.biases[0], p.weights[1], p.biases[1]) for p in (phi_q, phi_k))
-    map_q, map_k = (Map(*(t.detach() for t in m)) for m in (map_q, map_k))
+    """Whole operator and pieces, then every candidate; the best of each stays for those that follow."""
+    q, k, v, g, phi_q, phi_k = make(options.tokens, options.heads, options.head_dim, torch.bfloat16)
 
     def note(kind: str, name: str, value: float) -> None:
         rows.append(dict(kind=kind, name=name, value=value))
@@ -186,6 +263,16 @@ def measure(options: argparse.Namespace, rows: list[dict], began: float) -> None
 
         note("both", name, milliseconds(step, 6))
 
+    def hybrids(label: str, cases: list[tuple[Rate, Normalizer, Pattern]]) -> None:
+        for rate, normalizer, pattern in cases:
+            both(
+                lambda a, b, c, r=rate, m=normalizer, p=pattern: hybrid_attention(
+                    a, b, c, phi_q, phi_k, rate=r, normalizer=m, pattern=p, backend="triton",
+                    attention_backend="_native_cudnn",
+                ),
+                f"{label} {normalizer} R={rate} {pattern}",
+            )  # fmt: skip
+
     for backend in ("_native_cudnn", "_native_flash", None):
         both(lambda a, b, c, e=backend: eager.softmax_attention(a, b, c, e), f"dense {backend}")
     for rate in (2, 4, 8):
@@ -193,86 +280,30 @@ def measure(options: argparse.Namespace, rows: list[dict], began: float) -> None
             lambda a, b, c, r=rate: eager.softmax_attention(a, b[:, ::r], c[:, ::r], "_native_cudnn"),
             f"softmax part R={rate}",
         )
-
-    rate = 8
-    state, mass = forward.linear_state(k, v, map_k, None, rate)
-    o = eager.softmax_attention(q, k[:, ::rate], v[:, ::rate], "_native_cudnn")
-    ratio = (n - n // rate) / (n // rate) / (2 * d)
-    y, denominator = forward.merge(q, o, state, mass, map_q, ratio)
-    rate_max = (n - n // rate) / (2 * d)
-    y2, denominator2, top = forward.attend(q, k[:, ::rate], v[:, ::rate], state, mass, map_q, rate_max)
-    scaled, delta, linear_grad, *_ = backward.merge_gradients(
-        g, y2, denominator2, q, state, mass, map_q, rate_max, True
-    )
-    pieces: dict[str, Callable[[], object]] = {
-        "state": lambda: forward.linear_state(k, v, map_k, None, rate),
-        "merge": lambda: forward.merge(q, o, state, mass, map_q, ratio),
-        "attend": lambda: forward.attend(q, k[:, ::rate], v[:, ::rate], state, mass, map_q, rate_max),
-        "feature_gradient": lambda: backward.merge_gradients(g, y, denominator, q, state, mass, map_q, ratio, True),
-        "query_gradient": lambda: backward.attend_gradients(
-            q, k[:, ::rate], v[:, ::rate], scaled, delta, top, linear_grad
-        ),
-    }
-    pieces["input_gradient"] = pieces["token_product"] = pieces["feature_gradient"]
-    pieces["key_gradient"] = pieces["query_gradient"]
-    note(
-        "piece",
-        "state gradients",
-        milliseconds(lambda: backward.state_gradients(state, mass, k, v, map_k, None, rate, True), 6),
-    )
-    note(
-        "piece",
-        "merge gradients, no weights",
-        milliseconds(lambda: backward.merge_gradients(g, y, denominator, q, state, mass, map_q, ratio, False), 6),
-    )
+    pieces = make_pieces(options)
+    for name, piece in pieces.items():
+        note("piece", name, milliseconds(piece, 6))
     for size in (26, 27, 28, 30):
         backward.WORKSPACE_BYTES = 2**size
         note("workspace", f"merge gradients 2^{size}", milliseconds(pieces["feature_gradient"], 6))
     backward.WORKSPACE_BYTES = 2**28
 
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        pieces["feature_gradient"]()
-        pieces["state"]()
-        pieces["merge"]()
-        pieces["query_gradient"]()
-        backward.state_gradients(state, mass, k, v, map_k, None, rate, True)
+        for name in ("feature_gradient", "state", "merge", "query_gradient", "state gradients"):
+            pieces[name]()
         torch.cuda.synchronize()
     for event in sorted(profile.key_averages(), key=lambda e: -e.device_time_total)[:14]:
         note("profile", f"{event.key[:60]} x{event.count}", event.device_time_total / 1000)
 
-    for rate_ in (2, 4, 8, "linear"):
-        for normalizer in ("mean", "max") if rate_ != "linear" else ("mean",):
-            name = f"hybrid {normalizer} R={rate_}"
-            both(
-                lambda a, b, c, r=rate_, m=normalizer: hybrid_attention(
-                    a, b, c, phi_q, phi_k, rate=r, normalizer=m, backend="triton", attention_backend="_native_cudnn"
-                ),
-                name,
-            )
-    both(
-        lambda a, b, c: hybrid_attention(
-            a,
-            b,
-            c,
-            phi_q,
-            phi_k,
-            rate=8,
-            normalizer="mean",
-            pattern="staggered",
-            backend="triton",
-            attention_backend="_native_cudnn",
-        ),
-        "hybrid mean R=8 staggered (gather)",
-    )
-
+    strides: list[tuple[Rate, Normalizer, Pattern]] = [(r, m, "stride") for r in (2, 4, 8) for m in ("mean", "max")]
+    hybrids("hybrid", [*strides, ("linear", "mean", "stride"), (8, "mean", "staggered")])
     for kernel in options.only:
         best = None
-        default = blocks.HOPPER[kernel, d]
         for candidate in CANDIDATES[kernel]:
             if time.time() - began > options.seconds:
                 print("out of time", flush=True)
                 return
-            blocks.HOPPER[kernel, d] = candidate
+            blocks.HOPPER[kernel, options.head_dim] = candidate
             try:
                 value = milliseconds(pieces[kernel], 8)
             except triton.runtime.errors.OutOfResources as error:
@@ -280,18 +311,10 @@ def measure(options: argparse.Namespace, rows: list[dict], began: float) -> None
                 continue
             note(kernel, str(candidate), value)
             best = min(best or (value, candidate), (value, candidate), key=lambda pair: pair[0])
-        blocks.HOPPER[kernel, d] = default
         assert best
-        blocks.HOPPER[kernel, d] = best[1]
+        blocks.HOPPER[kernel, options.head_dim] = best[1]
         print("best", kernel, best, flush=True)
-    for rate_ in (2, 4, 8):
-        for normalizer in ("mean", "max"):
-            both(
-                lambda a, b, c, r=rate_, m=normalizer: hybrid_attention(
-                    a, b, c, phi_q, phi_k, rate=r, normalizer=m, backend="triton", attention_backend="_native_cudnn"
-                ),
-                f"tuned {normalizer} R={rate_}",
-            )
+    hybrids("tuned", strides)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 Backend = Literal["auto", "eager", "triton"]
 
+UNVERIFIED = "the fused kernels have not been verified on a GPU; backend='triton' runs them"
+"""Why "auto" does not take the kernels where they could run."""
+
 _log = logging.getLogger("attention_surgery")
 
 
@@ -45,7 +48,7 @@ def hybrid_attention(
         pattern: "stride" is the paper's set; see `softmax_token_mask`.
         grid: (frames, rows, columns) of the tokens, for pattern "lattice".
         backend: "eager" is the PyTorch path; "triton" the fused kernels, not yet verified on a GPU; "auto" is the
-            PyTorch path until they are.
+            PyTorch path until they are, and on a GPU says so in the log, once per reason.
         attention_backend: diffusers attention backend of the softmax part under "mean" (None: the active one).
 
     Returns:
@@ -64,11 +67,13 @@ def hybrid_attention(
     check_tensors(q, k, v, phi_q, phi_k)
     check_grid(q.shape[1], pattern, grid)
     path = eager.hybrid_attention
-    if backend == "triton":  # "auto" joins once the kernels have been verified on a GPU
+    if backend == "triton":
         reason = unsupported(q, phi_q, phi_k, rate)
         if reason is not None:
             raise TensorError(f"backend 'triton' cannot run this: {reason}; use backend 'auto' or 'eager'")
         path = _kernels()
+    elif backend == "auto" and q.device.type == "cuda" and rate != 1:
+        log_once(unsupported(q, phi_q, phi_k, rate) or UNVERIFIED)
     return path(
         q,
         k,
@@ -90,14 +95,14 @@ def _kernels():
 
 
 @torch.compiler.assume_constant_result
-def log_once(reason: str, device_type: str) -> None:
-    """Name the path taken: a warning on a GPU, information elsewhere, once per reason and process."""
-    _log_reason(reason, logging.WARNING if device_type == "cuda" else logging.INFO)
+def log_once(reason: str) -> None:
+    """Name, once per reason and process, why a GPU takes the PyTorch path."""
+    _log_reason(reason)
 
 
 @cache
-def _log_reason(reason: str, level: int) -> None:
-    _log.log(level, "hybrid attention takes the PyTorch path: %s", reason)
+def _log_reason(reason: str) -> None:
+    _log.warning("hybrid attention takes the PyTorch path: %s", reason)
 
 
 def check_tensors(q: Tensor, k: Tensor, v: Tensor, phi_q: "FeatureMap", phi_k: "FeatureMap") -> None:

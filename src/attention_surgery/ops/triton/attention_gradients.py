@@ -26,7 +26,7 @@ def query_gradient_kernel(
     c = tl.load(top + vector, mask=rows < N, other=float("inf"))
     d = tl.load(delta + vector, mask=rows < N, other=0.0)
     x = load_tile(q, b, h, start, N, stride_qb, stride_qn, stride_qh, BM, D, TMA)
-    g = load_tile(grad, b, h, start, N, N * H * D, H * D, D, BM, D, TMA)
+    g = load_tile(grad, b, h, start, N, tl.cast(N, tl.int64) * H * D, H * D, D, BM, D, TMA)
     acc = tl.zeros((BM, D), tl.float32)
     for j in range(0, M, BN):
         kt = load_tile(k, b, h, j, M, stride_kb, stride_kn, stride_kh, BN, D, TMA)
@@ -35,7 +35,7 @@ def query_gradient_kernel(
         p = tl.where((j + tl.arange(0, BN) < M)[None, :], p, 0.0)
         ds = p * (tl.dot(g, tl.trans(vt), input_precision=PREC) - d[:, None])
         acc = tl.dot(ds.to(x.dtype), kt, acc, input_precision=PREC)
-    linear = load_tile(linear_grad, b, h, start, N, N * H * D, H * D, D, BM, D, TMA)
+    linear = load_tile(linear_grad, b, h, start, N, tl.cast(N, tl.int64) * H * D, H * D, D, BM, D, TMA)
     acc = acc * scale + linear.to(tl.float32)
     store_tile(dq, b, h, start, N, H, acc, BM, D, TMA)
 
@@ -61,7 +61,7 @@ def key_gradient_kernel(
         c = tl.load(top + vector, mask=rows < N, other=float("inf"))
         d = tl.load(delta + vector, mask=rows < N, other=0.0)
         x = load_tile(q, b, h, i, N, stride_qb, stride_qn, stride_qh, BN, D, TMA)
-        g = load_tile(grad, b, h, i, N, N * H * D, H * D, D, BN, D, TMA)
+        g = load_tile(grad, b, h, i, N, tl.cast(N, tl.int64) * H * D, H * D, D, BN, D, TMA)
         p = tl.exp2(tl.dot(kt, tl.trans(x), input_precision=PREC) * logit_scale - c[None, :])
         dv_acc = tl.dot(p.to(x.dtype), g, dv_acc, input_precision=PREC)
         ds = p * (tl.dot(vt, tl.trans(g), input_precision=PREC) - d[None, :])

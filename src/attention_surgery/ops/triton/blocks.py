@@ -49,19 +49,22 @@ HOPPER: dict[tuple[Kernel, int], Blocks] = {
     ("query_gradient", 64): Blocks(rows=128, across=64, warps=8),
     ("key_gradient", 64): Blocks(rows=128, across=64, warps=8),
 }
-"""sm_90, 16-bit dtypes, degree 1 and 2."""
+"""sm_90, 16-bit dtypes; head dim 32 takes those of 64."""
 
 GENERIC: dict[Kernel, Blocks] = {
-    "state": Blocks(rows=32, warps=8, stages=1),
+    "state": Blocks(rows=32, warps=8),
     "merge": Blocks(rows=64, warps=8, stages=1),
-    "attend": Blocks(rows=64, across=32, warps=8, stages=1),
+    "attend": Blocks(rows=32, across=64, warps=8),
     "feature_gradient": Blocks(rows=64, warps=8, stages=1),
-    "input_gradient": Blocks(rows=32, warps=8, stages=1),
+    "input_gradient": Blocks(rows=64, warps=8, stages=1),
     "token_product": Blocks(rows=32, warps=8, stages=1),
     "query_gradient": Blocks(rows=64, across=32, warps=8, stages=1),
     "key_gradient": Blocks(rows=64, across=32, warps=8, stages=1),
 }
-"""Everything else: small enough for 99 KB of shared memory."""
+"""16-bit dtypes elsewhere: small enough for 99 KB of shared memory."""
+
+SINGLE = Blocks(rows=16, across=16, hidden=16, warps=8, stages=1)
+"""float32: operands that three TF32 products share fill the registers; at head dim 128 some kernels still spill."""
 
 INTERPRETED = Blocks(rows=16, across=16, hidden=16, warps=4)
 
@@ -70,6 +73,8 @@ def blocks_of(kernel: Kernel, *, head_dim: int, degree: int, dtype: torch.dtype,
     """The blocks of `kernel`; `arch` is 10·major + minor of the compute capability, None in the interpreter."""
     if arch is None:
         return INTERPRETED
-    if arch == 90 and dtype.itemsize == 2 and degree <= 2 and (kernel, head_dim) in HOPPER:
-        return HOPPER[kernel, head_dim]
-    return GENERIC[kernel]
+    if dtype.itemsize == 4:
+        return SINGLE
+    if arch != 90 or (degree == 3 and head_dim == 128 and kernel in ("state", "merge")):
+        return GENERIC[kernel]
+    return HOPPER[kernel, max(head_dim, 64)]

@@ -6,9 +6,11 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 ALIGNMENT = 16
 """Bytes that addresses and strides of a descriptor are multiples of."""
 
-
 MAX_TOKEN_STRIDE = 2**23
 """Elements between tokens: a tile of 128 of them must stay within 32-bit offsets."""
+
+MAX_WIDTH = 2**31
+"""Elements from the first head of a token to past its last: a descriptor's coordinates are 32-bit."""
 
 
 def dense(x: Tensor) -> Tensor:
@@ -18,11 +20,11 @@ def dense(x: Tensor) -> Tensor:
 
 
 def aligned(x: Tensor) -> Tensor:
-    """`x` (b n h d), or a dense copy if its layout cannot be described: channels apart, overlaps, odd strides."""
+    """`x` (b n h d), or a dense copy if its layout cannot be described: channels apart, overlaps, odd or vast strides."""
     step = ALIGNMENT // x.element_size()
     walked = [stride for size, stride in zip(x.shape[:3], x.stride()[:3], strict=True) if size > 1]
     fits = x.stride(3) == 1 and all(stride > 0 and stride % step == 0 for stride in walked)
-    fits = fits and x.stride(1) < MAX_TOKEN_STRIDE
+    fits = fits and x.stride(1) < MAX_TOKEN_STRIDE and x.shape[2] * x.stride(2) < MAX_WIDTH
     return x if fits and x.data_ptr() % ALIGNMENT == 0 else dense(x)
 
 

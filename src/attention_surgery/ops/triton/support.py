@@ -19,14 +19,9 @@ DEGREES = (1, 2, 3)
 
 def unsupported(q: Tensor, phi_q: "FeatureMap", phi_k: "FeatureMap", rate: Rate) -> str | None:
     """Why the kernels cannot take these arguments, which have passed `hybrid.check_tensors`; None if they can."""
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    if q.device.type != "cuda" and not (q.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
-        return f"device type {q.device.type!r} has no kernels; expected 'cuda'"
-    if torch.version.hip is not None:
-        return "the kernels were not tried on ROCm"
-    if q.device.type == "cuda" and torch.cuda.get_device_capability(q.device) < (8, 0):
-        return f"{torch.cuda.get_device_name(q.device)} is older than compute capability 8.0"
+    reason = _device_lacks(q.device.type, q.device.index)
+    if reason is not None:
+        return reason
     if q.dtype not in DTYPES:
         return f"dtype {q.dtype} has no kernels; expected one of {DTYPES}"
     if q.shape[3] not in HEAD_DIMS:
@@ -38,4 +33,19 @@ def unsupported(q: Tensor, phi_q: "FeatureMap", phi_k: "FeatureMap", rate: Rate)
             return f"{name} has degree {phi.degree} and {phi.layers} layers; expected degree {DEGREES} and 2 layers"
         if phi.weights[0].device != q.device:
             return f"{name} is on {phi.weights[0].device} and q on {q.device}; expected one device"
+    return None
+
+
+@torch.compiler.assume_constant_result
+def _device_lacks(kind: str, index: int | None) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if kind == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    if kind != "cuda":
+        return f"device type {kind!r} has no kernels; expected 'cuda'"
+    if torch.version.hip is not None:
+        return "the kernels were not tried on ROCm"
+    if torch.cuda.get_device_capability(index) < (8, 0):
+        return f"{torch.cuda.get_device_name(index)} is older than compute capability 8.0"
     return None
