@@ -1,7 +1,9 @@
 """tiny-wan: what is shipped generates by stock diffusers; its training runs, stops and goes on."""
 
+import csv
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,13 +12,24 @@ from diffusers import WanPipeline
 
 import attention_surgery as asg
 from attention_surgery import shapes
-from attention_surgery.errors import ConfigError, RunError
+from attention_surgery.errors import CheckpointError, ConfigError, RunError
 from attention_surgery.teacher.autoencoder import psnr
 from attention_surgery.teacher.build import build_tokenizer
 from attention_surgery.teacher.config import TeacherConfig
 from attention_surgery.teacher.diffusion import Diffusion, tokenize
-from attention_surgery.teacher.evaluate import contact_sheet, means, sample, write_scores
+from attention_surgery.teacher.evaluate import (
+    HELDOUT,
+    SEEN,
+    captions_for,
+    contact_sheet,
+    means,
+    sample,
+    write_scores,
+)
+from attention_surgery.teacher.install import install_scores
 from attention_surgery.teacher.train import train_teacher
+
+RESULTS = Path(__file__).parent.parent / "benchmarks/results"
 
 TOY = TeacherConfig(
     width=32,
@@ -57,6 +70,38 @@ def test_autoencoder_keeps_30_db_on_heldout_clips(pipe):
     clips = shapes.render(8, seed=12_345, split="heldout")
     frames = torch.stack([torch.from_numpy(clip.frames) for clip in clips])
     assert psnr(pipe.vae, frames, torch.device("cpu"), batch=4) >= 30
+
+
+def test_published_scores_are_above_the_bar():
+    """`benchmarks/results/teacher_scores.csv`: 200 seen and 100 held-out captions, at least 90 and 75 % semantic."""
+    with (RESULTS / "teacher_scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for split, count, bar in (("train", SEEN, 0.90), ("heldout", HELDOUT, 0.75)):
+        scores = {row["caption"]: float(row["semantic"]) for row in rows if row["split"] == split}
+        assert list(scores) == list(dict.fromkeys(captions_for(split, count)))
+        assert np.mean([float(row["semantic"]) for row in rows if row["split"] == split]) >= bar
+
+
+def test_another_evaluation_goes_into_the_card(tmp_path):
+    target, evaluation, results = tmp_path / "tiny-wan", tmp_path / "evaluation", tmp_path / "results"
+    for folder in (target, evaluation, results):
+        folder.mkdir()
+    card = (asg.tiny_wan() / "README.md").read_text()
+    (target / "README.md").write_text(card)
+    for name in ("samples.png", "scores.csv"):
+        (evaluation / name).write_text(name)
+    scores = {"train": {"semantic": 0.5}, "heldout": {"semantic": 0.25}}
+    judged = {"clips": {"train": 7, "heldout": 3}, "guidance": 1.5, "steps": 2, "device": "a device", "torch": "x"}
+    (evaluation / "evaluation.json").write_text(json.dumps(judged | {"scores": scores}))
+    install_scores(evaluation, target=target, results=results)
+    changed = (target / "README.md").read_text()
+    assert "| semantic | 50.0 | 25.0 |" in changed and "7 seen" in changed and "200 seen" not in changed
+    assert changed.split("Scores of")[0] == card.split("Scores of")[0]
+    assert changed.split("Every clip's")[1] == card.split("Every clip's")[1]
+    assert (results / "teacher_scores.csv").read_text() == "scores.csv"
+    (target / "README.md").write_text("no table")
+    with pytest.raises(CheckpointError, match="holds 0 tables of scores"):
+        install_scores(evaluation, target=target, results=results)
 
 
 def test_stock_pipeline_draws_what_a_caption_says(pipe):

@@ -1,4 +1,4 @@
-"""`python -m attention_surgery.teacher train|evaluate|install`: needs nothing but torch, diffusers and transformers."""
+"""`python -m attention_surgery.teacher train|evaluate|install|rescore`, of tiny-wan, the embedded pipeline."""
 
 import argparse
 import dataclasses
@@ -12,7 +12,7 @@ from diffusers import WanPipeline
 from ..files import write_json
 from .config import CPU, TeacherConfig
 from .evaluate import HELDOUT, SEEN, captions_for, evaluate_teacher, judge_all, means, sample
-from .install import install
+from .install import install, install_scores
 from .train import train_teacher
 
 
@@ -40,6 +40,8 @@ def main() -> None:
     put.add_argument("folder", type=Path, help="of train")
     put.add_argument("evaluation", type=Path, help="folder of evaluate")
     put.add_argument("--earlier", type=Path, nargs="*", default=[], help="folders of the runs that it started from")
+    rescore = commands.add_parser("rescore", help="put another evaluation of the shipped pipeline into its card")
+    rescore.add_argument("evaluation", type=Path, help="folder of evaluate")
     arguments = parser.parse_args()
     if arguments.command == "train":
         config = CPU if arguments.recipe == "cpu" else TeacherConfig()
@@ -54,6 +56,8 @@ def main() -> None:
         )
     elif arguments.command == "evaluate":
         _evaluate(arguments)
+    elif arguments.command == "rescore":
+        install_scores(arguments.evaluation)
     else:
         install(arguments.folder, arguments.evaluation, earlier=arguments.earlier)
 
@@ -89,6 +93,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         "guidance": guidance,
         "steps": arguments.steps,
         "guidance_tried": {str(k): v for k, v in tried.items()},
+        "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
+        "torch": torch.__version__,
     }
     write_json(arguments.folder / "evaluation.json", settings | {"scores": result})
     print(json.dumps(result, indent=2), flush=True)

@@ -1,5 +1,6 @@
 """Putting a trained teacher into the package, with a card that says what the run really did."""
 
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,13 +40,8 @@ pipe(caption, num_frames=17, height=64, width=64, num_inference_steps={steps}, g
 | trained on | {clips} rendered clips, {device}, torch {torch} |
 | minutes | autoencoder {vae_minutes:.1f}, diffusion {minutes:.1f} ({diffusion_steps} steps of {batch}){history} |
 | timestep shift | {shift}, in training and in the saved scheduler |
-| sampling for the scores below | {steps} steps, guidance {guidance}, fixed seeds |
 
-Scores of the exact judge (`attention_surgery.shapes.judge`) on the teacher's own samples, in %:
-
-| | {seen} seen combinations | {heldout} held-out combinations |
-|---|---|---|
-{rows}
+{scores}
 
 Every clip's scores: `benchmarks/results/teacher_scores.csv`.
 
@@ -54,6 +50,13 @@ Every clip's scores: `benchmarks/results/teacher_scores.csv`.
 Made by `python -m attention_surgery.teacher train`, `evaluate` and `install`. The captions and clips are procedural
 (`attention_surgery.shapes`); nothing was downloaded.
 """
+
+SCORES = """Scores of the exact judge (`attention_surgery.shapes.judge`) on the teacher's own samples, in %
+({steps} steps, guidance {guidance}, fixed seeds; {device}, torch {torch}):
+
+| | {seen} seen combinations | {heldout} held-out combinations |
+|---|---|---|
+{rows}"""
 
 
 def install(
@@ -88,17 +91,28 @@ def install(
     shutil.copy(run / "log.jsonl", results / "teacher_training.jsonl")
 
 
+def install_scores(evaluation: Path, *, target: Path = EMBEDDED, results: Path = Path("benchmarks/results")) -> None:
+    """Put another evaluation of the pipeline that is there into its card, its contact sheet and `results`.
+
+    Raises:
+        CheckpointError: the card of `target` has no scores to replace.
+    """
+    card = (target / "README.md").read_text(encoding="utf-8")
+    table = re.compile(r"^Scores of the exact judge .*?\n(?=\nEvery clip's scores)", re.MULTILINE | re.DOTALL)
+    replaced, count = table.subn(lambda _: score_table(evaluation) + "\n", card)
+    if count != 1:
+        raise CheckpointError(f"{target / 'README.md'} holds {count} tables of scores; expected one")
+    write_text(target / "README.md", replaced)
+    shutil.copy(evaluation / "samples.png", target / "samples.png")
+    shutil.copy(evaluation / "scores.csv", results / "teacher_scores.csv")
+
+
 def model_card(run: Path, evaluation: Path, earlier: Sequence[Path] = ()) -> str:
     """The card of a run, from its log and its evaluation, and the runs whose weights it started from."""
-    config, log, judged = (
-        read_json(run / "config.json"),
-        read_jsonl(run / "log.jsonl"),
-        read_json(evaluation / "evaluation.json"),
-    )
+    config, log = read_json(run / "config.json"), read_jsonl(run / "log.jsonl")
+    judged = read_json(evaluation / "evaluation.json")
     start = next(row for row in log if row["stage"] == "start")
     diffusion = [row for row in log if row["stage"] == "diffusion" and "step" in row]
-    seen, heldout = judged["scores"]["train"], judged["scores"]["heldout"]
-    rows = [f"| {name.replace('_', ' ')} | {100 * seen[name]:.1f} | {100 * heldout[name]:.1f} |" for name in seen]
     return CARD.format(
         **{name: config[name] for name in ("blocks", "width", "heads", "latent_channels", "clips", "batch", "shift")},
         vae_minutes=config["vae_minutes"],
@@ -113,6 +127,17 @@ def model_card(run: Path, evaluation: Path, earlier: Sequence[Path] = ()) -> str
         steps=judged["steps"],
         guidance=judged["guidance"],
         history="".join(f", after {_slice(folder)}" for folder in earlier),
+        scores=score_table(evaluation),
+    )
+
+
+def score_table(evaluation: Path) -> str:
+    """The judge's scores of an evaluation, as the card shows them."""
+    judged = read_json(evaluation / "evaluation.json")
+    seen, heldout = judged["scores"]["train"], judged["scores"]["heldout"]
+    rows = [f"| {name.replace('_', ' ')} | {100 * seen[name]:.1f} | {100 * heldout[name]:.1f} |" for name in seen]
+    return SCORES.format(
+        **{name: judged[name] for name in ("steps", "guidance", "device", "torch")},
         seen=judged["clips"]["train"],
         heldout=judged["clips"]["heldout"],
         rows="\n".join(rows),
