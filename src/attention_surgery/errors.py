@@ -10,7 +10,7 @@
     ├── EvaluationError   (ValueError)  scores, results files, video sets
     ├── StudyError        (ValueError)  folders, votes
     ├── CheckpointError                 a file that is damaged, foreign, newer or does not fit
-    ├── RunError                        a run folder made with other settings
+    ├── RunError                        a run folder made with other settings, a file that cannot be written
     └── DivergenceError                 a loss that is not finite
 
 Each message says what was got, what was expected, and the fix.
@@ -58,7 +58,7 @@ class CheckpointError(SurgeryError):
 
 
 class RunError(SurgeryError):
-    """A run folder that was made with other settings or another base model."""
+    """A run folder made with other settings or another base model, or a file that cannot be written."""
 
 
 class DivergenceError(SurgeryError):

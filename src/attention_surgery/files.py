@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .errors import CheckpointError, RunError
+
 if TYPE_CHECKING:
     import torch
 
@@ -17,21 +19,34 @@ if TYPE_CHECKING:
 def write_atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is flushed to disk and renamed over `path`.
 
-    On any error (a full disk among them) the temporary file is removed and what stood at `path` still stands.
+    On any error the temporary file is removed and what stood at `path` still stands.
+
+    Raises:
+        RunError: the system refuses, for example on a full disk.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+    except OSError as error:
+        raise _refused(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _refused(path: Path, error: Exception) -> RunError:
+    return RunError(
+        f"{path} cannot be written: {error}; what stood there still stands: make room, or name another place"
+    )
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -56,7 +71,10 @@ def write_tensors(path: str | Path, tensors: "dict[str, torch.Tensor]", metadata
 
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     with write_atomic(path) as temporary:
-        safetensors.torch.save_file(contiguous, temporary, metadata=metadata)
+        try:
+            safetensors.torch.save_file(contiguous, temporary, metadata=metadata)
+        except safetensors.SafetensorError as error:  # its form of the system's errors
+            raise OSError(str(error)) from error
 
 
 def write_torch(path: str | Path, state: Any) -> None:
@@ -64,21 +82,41 @@ def write_torch(path: str | Path, state: Any) -> None:
     import torch
 
     with write_atomic(path) as temporary:
-        torch.save(state, temporary)
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # its form of the system's errors
+            raise OSError(str(error)) from error
+
+
+def read_torch(path: str | Path, *, device: "torch.device | str") -> Any:
+    """Read what `write_torch` wrote. CheckpointError if the file is damaged."""
+    import torch
+
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # damage may look like anything to an unpickler
+        raise CheckpointError(f"{path} is damaged: {error}; delete it, and its work is done again") from error
 
 
 def append_jsonl(path: str | Path, row: dict[str, Any]) -> None:
-    """Append one line to a JSONL log, in one write, after cutting off what a kill left of an unfinished line."""
+    """Append one line to a JSONL log, in one write, after cutting off what a kill left of an unfinished line.
+
+    Raises:
+        RunError: the system refuses, for example on a full disk.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(row).encode() + b"\n"
-    with open(path, "a+b") as file:
-        if size := file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.seek(0)
-                file.truncate(file.read(size).rfind(b"\n") + 1)
-        file.write(line)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a+b") as file:
+            if size := file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.seek(0)
+                    file.truncate(file.read(size).rfind(b"\n") + 1)
+            file.write(line)
+    except OSError as error:
+        raise _refused(path, error) from error
 
 
 def read_jsonl(path: str | Path, *, keep: Callable[[dict[str, Any]], bool] = lambda row: True) -> list[dict[str, Any]]:

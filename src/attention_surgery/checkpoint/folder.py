@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import CheckpointError
+from safetensors import SafetensorError
+
+from ..errors import CheckpointError, RunError
 from ..files import read_json
 
 OWN_FILES = re.compile(r"config\.json|README\.md|modeling_hybrid_wan\.py|.*\.safetensors|.*\.index\..*json")
@@ -18,17 +20,19 @@ OWN_FILES = re.compile(r"config\.json|README\.md|modeling_hybrid_wan\.py|.*\.saf
 def replaced(directory: str | Path) -> Iterator[Path]:
     """Yield an empty directory beside `directory`; on success it is flushed to disk and takes its place.
 
-    On any error (a full disk among them) it is removed, and what stood there still stands. A kill between the two
-    renames leaves the earlier checkpoint whole, under the name `.<directory>.old`.
+    On any error it is removed, and what stood there still stands. A kill between the two renames leaves the earlier
+    checkpoint whole, under the name `.<directory>.old`.
 
     Raises:
-        CheckpointError: `directory` exists and is neither empty nor a hybrid checkpoint with nothing else in it.
+        CheckpointError: `directory` exists and is neither empty nor a hybrid checkpoint with nothing else in it; or it
+            cannot be written, for example on a full disk.
     """
     directory = Path(directory)
     _check_replaceable(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+    staging = None
     try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
         staging.chmod(0o755)
         yield staging
         for path in staging.iterdir():
@@ -42,8 +46,11 @@ def replaced(directory: str | Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             os.rename(staging, directory)
+    except (OSError, SafetensorError, RunError) as error:
+        raise CheckpointError(f"{directory} cannot be written: {error}; what stood there still stands") from error
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def _check_replaceable(directory: Path) -> None:

@@ -48,7 +48,7 @@ def save_pretrained(
     Raises:
         ModelError: `model` is not converted, carries adapters or fused projections, or ("phi") is quantised.
         ConfigError: another value of `weights`.
-        CheckpointError: `directory` holds something else.
+        CheckpointError: `directory` holds something else, or cannot be written.
     """
     if not isinstance(model, HybridWanTransformer3DModel):
         raise ModelError(f"cannot save a {type(model).__name__} as a hybrid checkpoint: convert_ it first")
