@@ -299,6 +299,12 @@ def test_run_folders_are_not_mixed(pipe, tmp_path):
         ({"blocks": [3]}, RateError, "block 3 does not exist; this model has 3 blocks"),
         ({"blocks": []}, RateError, "none"),
         ({"config": dataclasses.replace(CONFIG, memory_gib=1e-6)}, ConfigError, r"needs .* GiB"),
+        (
+            {"config": dataclasses.replace(CONFIG, num_frames=6)},
+            ConfigError,
+            "num_frames is 6; this model takes 5 or 7",
+        ),
+        ({"config": dataclasses.replace(CONFIG, width=36)}, ConfigError, "width is 36; this model takes 32 or 40"),
     ],
 )
 def test_bad_input_is_named_and_writes_nothing(pipe, tmp_path, change, error, message):
@@ -320,12 +326,64 @@ def test_a_converted_teacher_is_refused(pipe):
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(pipe, tmp_path):
     config = dataclasses.replace(CONFIG, lr=1e25, num_trajectories=5)
-    with pytest.raises(DivergenceError, match=r"block/rate \d/.* at step \d of trajectory"):
+    where = r"block \d at rate 2 has loss .* at step \d of trajectory \d, prompts \['"
+    with pytest.raises(DivergenceError, match=where):
         distill(pipe, PROMPTS, (2,), config=config, output_dir=tmp_path)
     checkpoint = tmp_path / "pass-000.pt"
     if checkpoint.exists():
         maps = torch.load(checkpoint, weights_only=True)["maps"]
         assert all(tensor.isfinite().all() for pair in maps.values() for tensor in pair.values())
+
+
+def test_a_map_that_breaks_in_the_last_update_is_not_kept(pipe, tmp_path, monkeypatch):
+    """A gradient may be infinite where the loss is not; the maps of the checkpoint are then those before."""
+    step = torch.optim.AdamW.step
+
+    def broken(self, *args, **kwargs):
+        step(self, *args, **kwargs)
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.calls == 3 * CONFIG.num_inference_steps * 2:  # the last one, with guidance
+            self.param_groups[0]["params"][0].data[0] = torch.nan
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", broken)
+    with pytest.raises(DivergenceError, match="infinite or undefined feature maps at step 2 of trajectory 2"):
+        distill(pipe, PROMPTS, (2,), config=CONFIG, output_dir=tmp_path)
+    saved = torch.load(tmp_path / "pass-000.pt", weights_only=True)
+    assert saved["trajectory"] == 2
+    assert all(tensor.isfinite().all() for pair in saved["maps"].values() for tensor in pair.values())
+
+
+def test_an_error_that_is_not_finite_stops(pipe, tmp_path, monkeypatch):
+    from attention_surgery.distillation import passes
+
+    monkeypatch.setattr(passes, "trajectory_errors", lambda *args, **kwargs: {"0/2": [0.1, float("nan")]})
+    with pytest.raises(
+        DivergenceError, match=r"error of block/rate 0/2 is not finite on the held-out prompts \['blue'"
+    ):
+        distill(pipe, PROMPTS, (2,), config=CONFIG, output_dir=tmp_path)
+    assert not (tmp_path / "bank").exists()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign"])
+def test_a_damaged_checkpoint_is_named(pipe, tmp_path, damage):
+    options = {"config": CONFIG, "output_dir": tmp_path, "blocks": [0]}
+    distill(pipe, PROMPTS, (4,), **options)
+    checkpoint = tmp_path / "pass-000.pt"
+    if damage == "truncated":
+        checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    else:
+        saved = torch.load(checkpoint, weights_only=True)
+        del saved["maps"]["0/4"]["phi_q.weight_0"]
+        torch.save(saved, checkpoint)
+    with pytest.raises(CheckpointError, match=r"pass-000\.pt is (damaged|no checkpoint of this run)"):
+        distill(pipe, PROMPTS, (4,), resume=True, **options)
+
+
+def test_a_run_does_not_go_on_with_another_teacher(pipe, tmp_path):
+    options = {"config": CONFIG, "output_dir": tmp_path, "blocks": [0]}
+    distill(pipe, PROMPTS, (4,), **options)
+    with pytest.raises(RunError, match="weights: "):
+        distill(micro_pipeline(seed=1), PROMPTS, (4,), resume=True, **options)
 
 
 def test_plan_keeps_to_its_memory():

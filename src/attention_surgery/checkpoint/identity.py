@@ -9,6 +9,7 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from ..errors import ModelError
+from ..files import digest
 
 SAMPLES = 16
 
@@ -44,17 +45,39 @@ def fingerprints(model: WanTransformer3DModel) -> dict[str, str]:
     for name, tensor in sorted(model.state_dict().items()):
         if is_phi(name):
             continue
-        if type(tensor) is not torch.Tensor or not tensor.dtype.is_floating_point or tensor.is_meta:
+        if not _is_plain(tensor):
             raise ModelError(
                 f"{name} is a {type(tensor).__name__} of {tensor.dtype} on {tensor.device}: no weights to fingerprint; "
                 "load and save feature maps before quantising"
             )
-        flat = tensor.flatten()
-        positions = torch.linspace(0, flat.numel() - 1, min(SAMPLES, flat.numel()), dtype=torch.float64).long()
-        values = flat[positions.to(flat.device)].to("cpu", torch.bfloat16).float().tolist()
         part = ".".join(name.split(".")[: 2 if name.startswith("blocks.") else 1])
-        hashers.setdefault(part, hashlib.sha256()).update(json.dumps([name, list(tensor.shape), values]).encode())
+        entry = [name, list(tensor.shape), _values(tensor)]
+        hashers.setdefault(part, hashlib.sha256()).update(json.dumps(entry).encode())
     return {part: hasher.hexdigest()[:16] for part, hasher in hashers.items()}
+
+
+@torch.no_grad()
+def weights_digest(model: WanTransformer3DModel) -> str:
+    """Tells a run that goes on whether it was given the model that it began with: all weights, φ too, sampled as above.
+
+    Of quantised and offloaded weights only names and shapes count.
+    """
+    return digest(
+        [
+            [name, list(tensor.shape), _values(tensor) if _is_plain(tensor) else None]
+            for name, tensor in sorted(model.state_dict().items())
+        ]
+    )
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return type(tensor) is torch.Tensor and tensor.dtype.is_floating_point and not tensor.is_meta
+
+
+def _values(tensor: torch.Tensor) -> list[float]:
+    flat = tensor.flatten()
+    positions = torch.linspace(0, flat.numel() - 1, min(SAMPLES, flat.numel()), dtype=torch.float64).long()
+    return flat[positions.to(flat.device)].to("cpu", torch.bfloat16).float().tolist()
 
 
 def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:

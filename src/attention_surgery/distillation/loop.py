@@ -9,12 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from diffusers import WanTransformer3DModel
 
+from ..checkpoint.identity import weights_digest
 from ..errors import DataError, ModelError, RateError, RunError
-from ..files import digest, read_json, write_json
+from ..files import digest, read_json, read_torch, write_json
 from ..models import HybridWanTransformer3DModel
 from ..rates import Rate, check_rates
 from .bank import FeatureMapBank, FeatureMapSpec
@@ -56,9 +56,10 @@ def distill(
     Raises:
         DataError: fewer prompts than held out plus one, an empty or repeated one.
         RateError, ModelError: a rate, block or model that cannot be distilled.
-        ConfigError: `config.memory_gib` is too small for one block.
-        RunError: `output_dir` is in use, or was made with other settings.
-        DivergenceError: a loss that is not finite; the last checkpoint stands.
+        ConfigError: `config.memory_gib` is too small for one block, or a video size that the model does not take.
+        RunError: `output_dir` is in use, was made with other settings or another teacher, or cannot be written.
+        CheckpointError: the checkpoint to go on from is damaged.
+        DivergenceError: a loss, a map or an error that is not finite; the last checkpoint stands.
     """
     config = config or DistillConfig()
     state = PartialState()
@@ -85,7 +86,8 @@ def distill(
     if state.num_processes > 1 and folder is None:
         raise RunError("several processes distil through a shared folder; give output_dir")
     if folder is not None and state.is_main_process:
-        _open(folder, {"blocks": list(blocks), "rates": list(rates), "plan": plan.passes, **provenance}, resume)
+        settings = {"blocks": list(blocks), "rates": list(rates), "plan": plan.passes, **provenance}
+        _open(folder, settings | {"weights": weights_digest(pipe.transformer)}, resume)
     state.wait_for_everyone()
 
     bank = FeatureMapBank(spec, blocks, rates, seed=config.seed, provenance=provenance)
@@ -96,7 +98,7 @@ def distill(
     state.wait_for_everyone()
     if folder is not None:
         for index, members in enumerate(plan.passes):
-            saved = torch.load(checkpoint_path(folder, index), map_location="cpu", weights_only=True)
+            saved = read_torch(checkpoint_path(folder, index), device="cpu")
             for block in members:
                 for rate, pair in bank.pairs[block].items():
                     pair.load_state_dict(saved["maps"][f"{block}/{rate}"])
@@ -164,10 +166,13 @@ def _open(folder: Path, settings: dict[str, Any], resume: bool) -> None:
     if not resume:
         raise RunError(f"{folder} holds a distillation run; pass resume=True to go on, or another output_dir")
     before = read_json(path)
+    before.setdefault("weights", settings["weights"])  # older folders do not say
     changed = [
-        f"{key}: {before.get(key)!r} → {settings.get(key)!r}" for key in settings if before.get(key) != settings[key]
+        f"{key}: {before.get(key)!r} → {settings.get(key)!r}"
+        for key in sorted(before.keys() | settings.keys())
+        if before.get(key) != settings.get(key)
     ]
-    if changed or before.keys() != settings.keys():
+    if changed:
         raise RunError(
             f"{folder} was made with other settings ({'; '.join(changed)}); use those, or another output_dir"
         )

@@ -1,14 +1,15 @@
 """One pass over the teacher trajectories: updates, held-out errors, and the checkpoint that makes it resumable."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import DivergenceError
-from ..files import append_jsonl, digest, read_jsonl, write_text, write_torch
+from ..errors import CheckpointError, DivergenceError
+from ..files import append_jsonl, digest, read_jsonl, read_torch, write_text, write_torch
 from ..layers.capture import capture
 from ..ops.tokens import Grid
 from ..progress import progress
@@ -89,7 +90,7 @@ class DistillationPass:
             last = step == self.config.num_inference_steps - 1
             full = len(self.cache[self.blocks[0]]) + self.config.forwards_per_step > self.plan.window
             if full or last:
-                losses.append(self._update_on_cache(step))
+                losses.append(self._update_on_cache(step, prompts))
 
         seed = self._seed("train", self.trajectory)
         with capture(self.pipe.transformer, self.blocks, self._keep):
@@ -99,7 +100,7 @@ class DistillationPass:
     def _keep(self, block: int, *tensors: Tensor) -> None:
         self.cache[block].append(tuple(tensor.detach() for tensor in tensors))  # type: ignore[arg-type]
 
-    def _update_on_cache(self, step: int) -> float:
+    def _update_on_cache(self, step: int, prompts: list[str]) -> float:
         """U rounds of updates over the cached forwards in random order; every block and rate takes each of them."""
         count = len(self.cache[self.blocks[0]])
         generator = torch.Generator().manual_seed(self._seed("order", self.trajectory * 1000 + step))
@@ -115,11 +116,13 @@ class DistillationPass:
                 self.optimizer.step()
                 self.update += 1
         means = {key: torch.stack(values).mean().item() for key, values in seen.items()}
-        for key, value in means.items():
-            if not torch.isfinite(torch.tensor(value)):
+        for (block, rate), pair in self.pairs.items():
+            loss, whole = means[f"{block}/{rate}"], all(tensor.isfinite().all() for tensor in pair.parameters())
+            if not (math.isfinite(loss) and whole):
                 raise DivergenceError(
-                    f"distillation loss of block/rate {key} is {value} at step {step} of trajectory {self.trajectory}; "
-                    f"the last checkpoint stands: lower lr ({self.config.lr})"
+                    f"the distillation of block {block} at rate {rate} has loss {loss} and "
+                    f"{'finite' if whole else 'infinite or undefined'} feature maps at step {step} of trajectory "
+                    f"{self.trajectory}, prompts {prompts}; the last checkpoint stands: lower lr ({self.config.lr})"
                 )
         for cached in self.cache.values():
             cached.clear()
@@ -152,6 +155,11 @@ class DistillationPass:
             self.pipe, self.bank, self.blocks, prompts, seed=seed, config=self.config, grid=self.grid
         )
         for key, values in found.items():
+            if not all(map(math.isfinite, values)):
+                raise DivergenceError(
+                    f"the error of block/rate {key} is not finite on the held-out prompts {prompts}; the last "
+                    f"checkpoint stands: lower lr ({self.config.lr})"
+                )
             self.errors[key] += values
 
     def _set_lr(self) -> None:
@@ -185,12 +193,16 @@ class DistillationPass:
     def _load(self) -> None:
         if self.folder is None or not checkpoint_path(self.folder, self.index).exists():
             return
-        saved = torch.load(checkpoint_path(self.folder, self.index), map_location=self.device, weights_only=True)
-        self.trajectory, self.update, self.measured = saved["trajectory"], saved["update"], saved["measured"]
-        self.errors = saved["errors"]
-        for (block, rate), pair in self.pairs.items():
-            pair.load_state_dict(saved["maps"][f"{block}/{rate}"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        path = checkpoint_path(self.folder, self.index)
+        saved = read_torch(path, device=self.device)
+        try:
+            self.trajectory, self.update, self.measured = saved["trajectory"], saved["update"], saved["measured"]
+            self.errors = saved["errors"]
+            for (block, rate), pair in self.pairs.items():
+                pair.load_state_dict(saved["maps"][f"{block}/{rate}"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path} is no checkpoint of this run: {error}; delete it to do it again") from error
         if self._log.exists():
             rows = read_jsonl(self._log, keep=lambda row: row["trajectory"] < self.trajectory)
             write_text(self._log, "".join(json.dumps(row) + "\n" for row in rows))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from ..models.wan import pipeline_grid
 from .config import DistillConfig
 
 
@@ -48,11 +49,8 @@ def run_teacher(
 
 
 def token_grid(pipe: Any, config: DistillConfig) -> tuple[int, int, int]:
-    """Frames, rows and columns of the transformer's tokens at the trajectory's shape."""
-    frames = (config.num_frames - 1) // pipe.vae_scale_factor_temporal + 1
-    height, width = (size // pipe.vae_scale_factor_spatial for size in (config.height, config.width))
-    patch = pipe.transformer.config.patch_size
-    return frames // patch[0], height // patch[1], width // patch[2]
+    """Frames, rows and columns of a trajectory's tokens. ConfigError for a video size that the model does not take."""
+    return pipeline_grid(pipe, num_frames=config.num_frames, height=config.height, width=config.width)
 
 
 @contextmanager

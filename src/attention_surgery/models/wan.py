@@ -135,6 +135,17 @@ def read_wan(source: "WanSpec | WanTransformer3DModel | Mapping[str, Any] | str 
     return _from_config(config, read("vae/config.json"), str(source))
 
 
+def pipeline_grid(pipe: Any, *, num_frames: int, height: int, width: int) -> "Grid":
+    """Frames, rows and columns of the tokens of a video of this size in the pipeline `pipe`, of its own VAE.
+
+    Raises:
+        ConfigError: a size that the VAE and the patches do not divide, which the pipeline would round.
+    """
+    pixels = pipe.vae_scale_factor_spatial
+    spec = replace(read_wan(pipe.transformer), vae_scale=(pipe.vae_scale_factor_temporal, pixels, pixels))
+    return spec.grid(num_frames, height, width)
+
+
 Reader = Callable[[str], dict[str, Any] | None]
 """Reads one JSON file of a model, by its path within it; None if there is no such file."""
 
