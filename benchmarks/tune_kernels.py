@@ -31,60 +31,62 @@ from attention_surgery.rates import Normalizer, Pattern, Rate
 
 CANDIDATES: dict[str, list[Blocks]] = {
     "state": [
-        Blocks(rows=64, hidden=128, warps=8, stages=2, resident=True),
-        Blocks(rows=64, hidden=128, warps=8, stages=2),
-        Blocks(rows=64, hidden=64, warps=8, stages=2),
-        Blocks(rows=64, hidden=64, warps=8, stages=3),
-        Blocks(rows=128, hidden=64, warps=8, stages=2),
-        Blocks(rows=32, hidden=64, warps=4, stages=2),
+        Blocks(rows=r, hidden=j, warps=w, stages=s, resident=True)
+        for r, j, w, s in [(64, 128, 8, 2), (64, 256, 8, 2), (32, 128, 8, 2), (64, 128, 8, 1)]
     ],
     "merge": [
         Blocks(rows=r, hidden=j, warps=w, stages=s)
         for r, j, w, s in [
-            (128, 64, 8, 2), (128, 64, 8, 3), (128, 32, 8, 3), (128, 32, 8, 4), (64, 32, 4, 2), (64, 32, 4, 3),
-            (64, 64, 4, 2),
+            (128, 32, 8, 3), (128, 32, 8, 2), (128, 64, 8, 2), (128, 64, 8, 3), (64, 32, 4, 2), (64, 32, 4, 3),
+            (64, 32, 4, 4), (64, 64, 8, 3), (128, 16, 8, 4),
         ]
     ],
     "attend": [
-        Blocks(rows=r, across=a, hidden=32, warps=w, stages=s)
-        for r, a, w, s in [(128, 128, 8, 2), (128, 64, 8, 2), (128, 64, 8, 3), (64, 64, 4, 2), (64, 128, 4, 2)]
+        Blocks(rows=r, across=a, warps=w, stages=s, registers=m)
+        for r, a, w, s, m in [
+            (128, 128, 8, 2, None), (128, 128, 8, 3, None), (128, 64, 8, 3, None), (128, 64, 8, 2, 128),
+            (64, 64, 4, 2, None), (64, 64, 4, 2, 128), (64, 64, 4, 3, None), (128, 32, 8, 3, 128),
+            (128, 32, 4, 3, None), (256, 32, 8, 3, None), (256, 64, 16, 2, None),
+        ]
     ],
     "feature_gradient": [
         Blocks(rows=r, hidden=j, warps=w, stages=s)
-        for r, j, w, s in [(64, 32, 4, 2), (64, 32, 4, 3), (64, 64, 4, 2), (128, 64, 8, 2), (128, 32, 8, 3)]
+        for r, j, w, s in [(64, 32, 8, 2), (64, 32, 8, 3), (64, 64, 8, 2), (32, 32, 4, 2), (64, 32, 4, 2), (128, 32, 8, 2)]
     ],
     "input_gradient": [
         Blocks(rows=r, hidden=j, warps=w, stages=s)
-        for r, j, w, s in [(64, 32, 4, 2), (64, 32, 4, 3), (128, 32, 8, 2), (128, 32, 8, 3), (128, 64, 8, 2)]
+        for r, j, w, s in [(64, 32, 4, 2), (64, 32, 4, 3), (64, 64, 4, 2), (64, 32, 8, 3), (128, 32, 8, 2), (128, 32, 8, 3)]
     ],
     "token_product": [
         Blocks(rows=r, warps=w, stages=s)
-        for r, w, s in [(64, 8, 3), (64, 8, 4), (64, 4, 2), (64, 4, 3), (128, 8, 2), (128, 8, 3), (32, 4, 4)]
+        for r, w, s in [(64, 8, 2), (64, 8, 3), (64, 4, 2), (64, 4, 3), (32, 4, 4), (32, 8, 4), (32, 8, 3)]
     ],
     "query_gradient": [
-        Blocks(rows=r, across=a, warps=w, stages=s)
-        for r, a, w, s in [(128, 64, 8, 2), (128, 64, 8, 3), (128, 128, 8, 2), (64, 64, 4, 2), (64, 64, 4, 3)]
+        Blocks(rows=r, across=a, warps=w, stages=s, registers=m)
+        for r, a, w, s, m in [
+            (128, 64, 8, 2, None), (128, 64, 8, 3, None), (128, 64, 8, 2, 128), (64, 64, 4, 2, None), (64, 64, 4, 3, None),
+        ]
     ],
     "key_gradient": [
         Blocks(rows=r, across=a, warps=w, stages=s)
-        for r, a, w, s in [(128, 64, 8, 2), (128, 64, 8, 3), (128, 32, 8, 3), (64, 64, 4, 2), (64, 128, 8, 2)]
+        for r, a, w, s in [(128, 64, 8, 2), (128, 64, 8, 3), (128, 32, 8, 3), (64, 64, 4, 2), (64, 64, 4, 3)]
     ],
 }  # fmt: skip
 
 
 def milliseconds(run: Callable[[], object], repeats: int = 12) -> float:
-    """Median time of one call by CUDA events, after three warm-ups."""
+    """Median time of one call by CUDA events, after three warm-ups. All are queued before the first one starts."""
     for _ in range(3):
         run()
-    times = []
-    for _ in range(repeats):
-        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(repeats)] for _ in range(2)]
+    torch.cuda.synchronize()
+    torch.cuda._sleep(60_000_000)  # about 30 ms
+    for start, stop in zip(*events, strict=True):
         start.record()
         run()
         stop.record()
-        stop.synchronize()
-        times.append(start.elapsed_time(stop))
-    return statistics.median(times)
+    torch.cuda.synchronize()
+    return statistics.median(start.elapsed_time(stop) for start, stop in zip(*events, strict=True))
 
 
 def make(n: int, h: int, d: int, dtype: torch.dtype, *, b: int = 1, degree: int = 2):
@@ -218,27 +220,26 @@ def make_pieces(options: argparse.Namespace) -> dict[str, Callable[[], object]]:
     o = eager.softmax_attention(q, k_soft, v_soft, "_native_cudnn")
     mean, top_scaled = (n - m) / m / (2 * d), (n - m) / (2 * d)
     y, denominator = forward.merge(q, o, state, mass, map_q, mean)
-    of_max = forward.attend(q, k_soft, v_soft, state, mass, map_q, top_scaled)
-    scaled, delta, linear_grad, *_ = backward.merge_gradients(
-        g, *of_max[:2], q, state, mass, map_q, top_scaled, True
-    )  # fmt: skip
+    o_max, mass_max, top = forward.attend(q, k_soft, v_soft)
+    of_max = forward.merge(q, o_max, state, mass, map_q, top_scaled, mass_max)
+    scaled, delta, linear_grad, *_ = backward.merge_gradients(g, *of_max, q, state, mass, map_q, top_scaled, True)
 
     def merge_gradients(weights: bool = True) -> object:
         return backward.merge_gradients(g, y, denominator, q, state, mass, map_q, mean, weights)
 
     def attend_gradients() -> object:
-        return backward.attend_gradients(q, k_soft, v_soft, scaled, delta, of_max[2], linear_grad)
+        return backward.attend_gradients(q, k_soft, v_soft, scaled, delta, top, linear_grad)
 
     return {
         "state": lambda: forward.linear_state(k, v, map_k, None, rate),
         "merge": lambda: forward.merge(q, o, state, mass, map_q, mean),
-        "attend": lambda: forward.attend(q, k_soft, v_soft, state, mass, map_q, top_scaled),
+        "attend": lambda: forward.attend(q, k_soft, v_soft),
         "feature_gradient": merge_gradients,
         "input_gradient": merge_gradients,
         "token_product": merge_gradients,
         "query_gradient": attend_gradients,
         "key_gradient": attend_gradients,
-        "state gradients": lambda: backward.state_gradients(state, mass, k, v, map_k, None, rate, True),
+        "state gradients": lambda: backward.state_gradients(state, mass, None, k, v, map_k, None, rate, True),
         "merge gradients, no weights": lambda: merge_gradients(False),
     }
 

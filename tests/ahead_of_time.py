@@ -12,13 +12,14 @@ from unittest.mock import patch
 
 import torch
 import triton
-from attention_surgery.ops.triton import backward, forward
-from attention_surgery.ops.triton.plan import Map
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32"}
+from attention_surgery.ops.triton import backward, forward
+from attention_surgery.ops.triton.plan import Map
+
+TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int64: "i64"}
 SHARED_MEMORY = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}
 
 
@@ -42,7 +43,7 @@ class _Recorder:
     def __getitem__(self, grid: tuple[int, ...]) -> "_Recorder":
         return self
 
-    def __call__(self, *, num_warps: int, num_stages: int, **arguments: object) -> None:
+    def __call__(self, *, num_warps: int, num_stages: int, maxnreg: int | None, **arguments: object) -> None:
         signature, constants, attributes = {}, {}, {}
         for position, parameter in enumerate(self.kernel.params):
             value = arguments.pop(parameter.name)
@@ -56,7 +57,7 @@ class _Recorder:
         compiled = triton.compile(
             ASTSource(self.kernel, signature, constants, attributes),
             target=GPUTarget("cuda", self.arch, 32),
-            options={"num_warps": num_warps, "num_stages": num_stages},
+            options={"num_warps": num_warps, "num_stages": num_stages, "maxnreg": maxnreg},
         )
         registers, stack = _resources(compiled.asm["cubin"])
         self.results.append(
@@ -115,12 +116,13 @@ def compile_all(
     )  # fmt: skip
     state, mass = torch.empty(b, h, features, head_dim), torch.empty(b, h, features)
     rows = torch.empty(b, h, n)
-    positions = torch.empty(h, n // rate, dtype=torch.int32) if table else None
+    positions = torch.empty(h, n // rate, dtype=torch.int64) if table else None
     with recorded(arch) as results:
         forward.linear_state(k, v, phi, positions, rate)
         forward.merge(q, q, state, mass, phi, 0.1)
-        forward.attend(q, k[:, ::rate], v[:, ::rate], state, mass, phi, 0.1)
-        backward.state_gradients(state, mass, k, v, phi, positions, rate, True)
+        forward.merge(q, q, state, mass, phi, 0.1, rows)
+        forward.attend(q, k[:, ::rate], v[:, ::rate])
+        backward.state_gradients(state, mass, None, k, v, phi, positions, rate, True)
         backward.merge_gradients(q, q, rows, q, state, mass, phi, 0.1, True)
         backward.attend_gradients(q, k[:, ::rate], v[:, ::rate], q, rows, rows, q)
     return results

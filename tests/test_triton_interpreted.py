@@ -242,7 +242,7 @@ def test_layouts(normalizer) -> None:
 @pytest.mark.parametrize("engine", ["descriptors", "pointers"])
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_strides_beyond_32_bits(axis, engine, request) -> None:
-    """Batch entries, tokens or heads so far apart that an address needs 64 bits. (The memory between is not touched.)"""
+    """Batch entries, tokens or heads so far apart that an address needs 64 bits. (What lies between is not touched.)"""
     if engine == "pointers":
         request.getfixturevalue("pointers")
     n = 5
@@ -258,9 +258,9 @@ def test_strides_beyond_32_bits(axis, engine, request) -> None:
             expected = asg.hybrid_attention(*tensors.values(), *phis, backend="triton", **options)
         tensors[name] = room.as_strided(q.shape, strides).copy_(tensors[name])
         with torch.no_grad():
-            assert torch.equal(
-                asg.hybrid_attention(*tensors.values(), *phis, backend="triton", **options), expected
-            ), name
+            assert torch.equal(asg.hybrid_attention(*tensors.values(), *phis, backend="triton", **options), expected), (
+                name
+            )
     if axis == 0:
         tensors = {"q": q, "k": k, "v": v}
         expected = gradients(tensors, dy, phis, **options)
@@ -326,7 +326,7 @@ def test_tensors_of_more_than_2_to_the_31_elements(monkeypatch, pointers) -> Non
     for got, expected in both(forward.merge, "merge_kernel", "q", "o", *states):
         got = got[:, -last:, -1:] if got.ndim == 4 else got[:, -1:, -last:]
         assert torch.equal(got, expected)
-    for got, expected in both(forward.attend, "attend_kernel", "q", "k", "v", *states):
+    for got, expected in both(forward.attend, "attend_kernel", "q", "k", "v"):
         got = got[:, -last:, -1:] if got.ndim == 4 else got[:, -1:, -last:]
         assert torch.equal(got, expected)
     rows = torch.empty(1, h, n)
@@ -408,7 +408,9 @@ def test_operators_keep_pytorchs_contract() -> None:
     with torch.no_grad():
         y, denominator, top = operators.attend(q, k[:, ::4], v[:, ::4], state, mass, *parameters, 0.1)
         fakes = ("test_schema", "test_faketensor")
-        opcheck(operators.linear_state_backward, (state, mass, k, v, *parameters, None, 4, True), test_utils=fakes)
+        softmax = k[:, ::4].clone(), v[:, ::4].clone()
+        arguments = (state, mass, *softmax, k, v, *parameters, None, 4, True)
+        opcheck(operators.linear_state_backward, arguments, test_utils=fakes)
         opcheck(
             operators.merge_backward, (v, y, denominator, q, state, mass, *parameters, 0.1, False), test_utils=fakes
         )
@@ -443,7 +445,7 @@ def test_results_repeat_bit_for_bit() -> None:
 
 @interpreted
 def test_a_single_token_and_rate_one_take_pytorchs_path() -> None:
-    q, k, v, dy, phis = inputs(1)
+    q, k, v, _, phis = inputs(1)
     with pytest.raises(TensorError, match="single token leaves no linear token"):
         asg.hybrid_attention(q, k, v, *phis, rate=4, normalizer="mean", backend="triton")
     assert torch.equal(asg.hybrid_attention(q, k, v, *phis, rate=4, normalizer="mean"), v)
@@ -471,9 +473,10 @@ def test_explicit_triton_names_what_is_missing(monkeypatch) -> None:
         asg.hybrid_attention(q, k, v, *phis, rate=2, backend="cuda")  # type: ignore[arg-type]
 
 
-def test_auto_on_a_gpu_takes_pytorchs_path_and_says_why_once(monkeypatch, caplog) -> None:
+def test_auto_on_a_gpu_takes_the_kernels_or_says_once_why_not(monkeypatch, caplog) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     monkeypatch.setattr(hybrid.eager, "hybrid_attention", lambda q, *_, **__: "PyTorch's path")
+    monkeypatch.setattr(hybrid, "_kernels", lambda: lambda q, *_, **__: "the kernels")
     hybrid._log_reason.cache_clear()
     cases = [{}, {"degree": 5}, {"d": 16}, {"dtype": torch.float64}, {"layers": 1}]
     for case in cases * 2:
@@ -481,10 +484,11 @@ def test_auto_on_a_gpu_takes_pytorchs_path_and_says_why_once(monkeypatch, caplog
         with FakeTensorMode(), torch.device("cuda"):
             x = torch.empty(1, 9, 2, shape["d"], dtype=shape["dtype"])
             phi = asg.FeatureMap(2, shape["d"], degree=shape["degree"], layers=shape["layers"])
-            assert asg.hybrid_attention(x, x, x, phi, phi, rate=2) == "PyTorch's path"
+            taken = asg.hybrid_attention(x, x, x, phi, phi, rate=2)
+            assert taken == ("PyTorch's path" if case else "the kernels")
             assert asg.hybrid_attention(x, x, x, phi, phi, rate=1) == "PyTorch's path"
+            assert asg.hybrid_attention(x, x, x, phi, phi, rate=2, backend="eager") == "PyTorch's path"
     reasons = [
-        "the fused kernels have not been verified on a GPU; backend='triton' runs them",
         "phi_q has degree 5 and 2 layers; expected degree (1, 2, 3) and 2 layers",
         "head dim 16 has no kernels; expected one of (32, 64, 128)",
         "dtype torch.float64 has no kernels",
@@ -501,7 +505,7 @@ def test_an_old_gpu_has_no_kernels(monkeypatch) -> None:
     with FakeTensorMode(), torch.device("cuda"):
         x = torch.empty(1, 9, 2, 32)
         phi = asg.FeatureMap(2, 32)
-        with pytest.raises(TensorError, match="Tesla T4 is older than compute capability 8.0; use backend 'auto'"):
+        with pytest.raises(TensorError, match=r"Tesla T4 is older than compute capability 8\.0; use backend 'auto'"):
             asg.hybrid_attention(x, x, x, phi, phi, rate=2, backend="triton")
 
 
@@ -515,9 +519,8 @@ def test_the_log_does_not_break_the_graph(caplog) -> None:
 
     for n in (2, 3):
         assert torch.equal(double(torch.ones(n)), torch.full((n,), 2.0))
-    assert [record.getMessage() for record in caplog.records] == [
-        "hybrid attention takes the PyTorch path: of a test"
-    ]
+    said = [record.getMessage() for record in caplog.records if record.name == "attention_surgery"]
+    assert said == ["hybrid attention takes the PyTorch path: of a test"]
 
 
 def test_auto_on_the_cpu_says_nothing(caplog) -> None:

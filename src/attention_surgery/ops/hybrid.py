@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
 Backend = Literal["auto", "eager", "triton"]
 
-UNVERIFIED = "the fused kernels have not been verified on a GPU; backend='triton' runs them"
-"""Why "auto" does not take the kernels where they could run."""
-
 _log = logging.getLogger("attention_surgery")
 
 
@@ -47,8 +44,9 @@ def hybrid_attention(
         normalizer: "max" is Eq. 5; "mean" takes c_i as the log of the mean exponential over the softmax tokens.
         pattern: "stride" is the paper's set; see `softmax_token_mask`.
         grid: (frames, rows, columns) of the tokens, for pattern "lattice".
-        backend: "eager" is the PyTorch path; "triton" the fused kernels, not yet verified on a GPU; "auto" is the
-            PyTorch path until they are, and on a GPU says so in the log, once per reason.
+        backend: "eager" is the PyTorch path; "triton" the fused kernels (verified on an H100 only, of compute
+            capability 9.0); "auto" takes the kernels where they can run, and on a GPU says in the log, once per reason,
+            why they cannot.
         attention_backend: diffusers attention backend of the softmax part under "mean" (None: the active one).
 
     Returns:
@@ -67,13 +65,14 @@ def hybrid_attention(
     check_tensors(q, k, v, phi_q, phi_k)
     check_grid(q.shape[1], pattern, grid)
     path = eager.hybrid_attention
-    if backend == "triton":
+    if backend == "triton" or (backend == "auto" and q.device.type == "cuda" and rate != 1):
         reason = unsupported(q, phi_q, phi_k, rate)
-        if reason is not None:
+        if reason is None:
+            path = _kernels()
+        elif backend == "auto":
+            log_once(reason)
+        else:
             raise TensorError(f"backend 'triton' cannot run this: {reason}; use backend 'auto' or 'eager'")
-        path = _kernels()
-    elif backend == "auto" and q.device.type == "cuda" and rate != 1:
-        log_once(unsupported(q, phi_q, phi_k, rate) or UNVERIFIED)
     return path(
         q,
         k,

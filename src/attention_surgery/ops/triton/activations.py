@@ -13,26 +13,24 @@ WIDTH = tl.constexpr(0.25)  # b of squareplus: SQUAREPLUS_WIDTH of layers/featur
 
 
 @triton.jit
-def _sigmoid(x, FAST: tl.constexpr):
-    if FAST:  # two at once: (1 + tanh(x/2)) / 2 in one special-function instruction
-        t = tl.inline_asm_elementwise(
-            """{
-            .reg .b32 pair;
-            .reg .b16 first, second;
-            cvt.rn.f16x2.f32 pair, $3, $2;
-            tanh.approx.f16x2 pair, pair;
-            mov.b32 {first, second}, pair;
-            cvt.f32.f16 $0, first;
-            cvt.f32.f16 $1, second;
-            }""",
-            "=f,=f,f,f",
-            [0.5 * x],
-            dtype=tl.float32,
-            is_pure=True,
-            pack=2,
-        )
-        return 0.5 * t + 0.5
-    return 1.0 / (1.0 + tl.exp(-x))
+def _tanh(x):
+    """Two at once, in one special-function instruction."""
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b32 pair;
+        .reg .b16 first, second;
+        cvt.rn.f16x2.f32 pair, $3, $2;
+        tanh.approx.f16x2 pair, pair;
+        mov.b32 {first, second}, pair;
+        cvt.f32.f16 $0, first;
+        cvt.f32.f16 $1, second;
+        }""",
+        "=f,=f,f,f",
+        [x],
+        dtype=tl.float32,
+        is_pure=True,
+        pack=2,
+    )
 
 
 @triton.jit
@@ -53,42 +51,52 @@ def _inverse_root(x, FAST: tl.constexpr):
 
 @triton.jit
 def silu(x, FAST: tl.constexpr):
-    return x * _sigmoid(x, FAST)
+    """x σ(x), with σ(x) = (1 + tanh(x/2)) / 2."""
+    if FAST:
+        half = 0.5 * x
+        return half * _tanh(half) + half
+    return x / (1.0 + tl.exp(-x))
 
 
 @triton.jit
 def silu_grad(x, FAST: tl.constexpr):
-    s = _sigmoid(x, FAST)
+    if FAST:
+        s = 0.5 * _tanh(0.5 * x) + 0.5
+    else:
+        s = 1.0 / (1.0 + tl.exp(-x))
     return s + x * s * (1.0 - s)
 
 
 @triton.jit
-def squareplus(x, FAST: tl.constexpr):
-    """(x + sqrt(x² + b)) / 2; on the negative side as b / 4 over its mirror image, where the sum would cancel."""
-    square = x * x + WIDTH
-    mirror = 0.5 * (tl.abs(x) + square * _inverse_root(square, FAST))
-    return tl.where(x > 0, mirror, 0.25 * WIDTH * _reciprocal(mirror, FAST))
-
-
-@triton.jit
 def squareplus_and_grad(x, FAST: tl.constexpr):
-    """squareplus and its derivative, squareplus(x) / sqrt(x² + b)."""
+    """squareplus as relu(x) + b / 2(sqrt(x² + b) + |x|), which never cancels, and its derivative."""
     square = x * x + WIDTH
     inverse = _inverse_root(square, FAST)
-    mirror = 0.5 * (tl.abs(x) + square * inverse)
-    value = tl.where(x > 0, mirror, 0.25 * WIDTH * _reciprocal(mirror, FAST))
+    value = tl.maximum(x, 0.0) + (0.5 * WIDTH) * _reciprocal(square * inverse + tl.abs(x), FAST)
     return value, value * inverse
 
 
 @triton.jit
+def squareplus(x, FAST: tl.constexpr):
+    """(x + sqrt(x² + b)) / 2."""
+    return squareplus_and_grad(x, FAST)[0]
+
+
+@triton.jit
 def power(x, P):
-    """x^P for P = 1, 2, 3, which may be known at run time only."""
-    y = tl.where(P >= 2, x * x, x)
-    return tl.where(P >= 3, y * x, y)
+    """x^P for P = 1, 2, 3, which may be known at run time only (but is the same for the whole tile)."""
+    y = x
+    if P >= 2:
+        y *= x
+    if P >= 3:
+        y *= x
+    return y
 
 
 @triton.jit
 def power_grad(x, P):
-    """P·x^(P-1) for P = 1, 2, 3."""
-    y = tl.where(P >= 2, 2.0 * x, 1.0)
-    return tl.where(P >= 3, 3.0 * x * x, y)
+    """P·x^(P-1) for P = 2, 3."""
+    y = 2.0 * x
+    if P >= 3:
+        y *= 1.5 * x
+    return y

@@ -8,6 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ..tokens import put
 from .attention_gradients import key_gradient_kernel, query_gradient_kernel
 from .blocks import Blocks
 from .descriptors import aligned, dense
@@ -60,11 +61,17 @@ def merge_gradients(
 
 
 def state_gradients(
-    dstate: Tensor, dmass: Tensor, k: Tensor, v: Tensor, phi: Map, table: Tensor | None, rate: int, weights: bool
-) -> tuple[Tensor, ...]:
-    """Of `forward.linear_state`: dk and dv, zero at the softmax tokens, and those of φ."""
+    dstate: Tensor, dmass: Tensor, softmax: tuple[Tensor, Tensor] | None, k: Tensor, v: Tensor, phi: Map,
+    table: Tensor | None, rate: int, weights: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Of `forward.linear_state`: dk and dv, which take `softmax` at the softmax tokens (b m h d), and those of φ."""
     count = linear_count(k.shape[1], rate)
-    dk, dv = (torch.zeros(k.shape, dtype=k.dtype, device=k.device) for _ in range(2))
+    dk, dv = (torch.empty(k.shape, dtype=k.dtype, device=k.device) for _ in range(2))
+    for whole, part in zip((dk, dv), softmax or (), strict=False):
+        if table is None:
+            whole[:, ::rate] = part
+        else:
+            put(whole, table, part)
     side = Contraction(query=False, other=v, state=dstate / count, mass=dmass / count, scaled=dv)
     _, _, *of_map = _map_gradients(k, dk, side, phi, table, rate, weights)
     return dk, dv, *of_map

@@ -21,6 +21,7 @@ class Blocks:
         hidden: hidden units of φ at a time, where φ is computed.
         across: tokens of the other side at a time, in attention.
         resident: whether the weights of a slice of φ stay in shared memory ("state" only).
+        registers: most per thread, so that two programs fit a multiprocessor (None: no limit).
     """
 
     rows: int
@@ -29,20 +30,21 @@ class Blocks:
     hidden: int = 32
     across: int = 64
     resident: bool = False
+    registers: int | None = None
 
 
 HOPPER: dict[tuple[Kernel, int], Blocks] = {
     ("state", 128): Blocks(rows=64, hidden=128, warps=8, resident=True),
-    ("merge", 128): Blocks(rows=128, hidden=64, warps=8),
-    ("attend", 128): Blocks(rows=128, across=128, hidden=16, warps=8),
+    ("merge", 128): Blocks(rows=64, hidden=32, warps=4, stages=3),
+    ("attend", 128): Blocks(rows=128, across=128, warps=8, stages=3),
     ("feature_gradient", 128): Blocks(rows=64, hidden=32, warps=4),
     ("input_gradient", 128): Blocks(rows=64, hidden=32, warps=4),
-    ("token_product", 128): Blocks(rows=64, warps=8, stages=3),
-    ("query_gradient", 128): Blocks(rows=128, across=64, warps=8),
-    ("key_gradient", 128): Blocks(rows=128, across=64, warps=8),
+    ("token_product", 128): Blocks(rows=32, warps=4, stages=4),
+    ("query_gradient", 128): Blocks(rows=128, across=64, warps=8, stages=3),
+    ("key_gradient", 128): Blocks(rows=64, across=64, warps=4),
     ("state", 64): Blocks(rows=64, hidden=64, warps=4, resident=True),
     ("merge", 64): Blocks(rows=64, hidden=64, warps=4),
-    ("attend", 64): Blocks(rows=128, across=128, hidden=32, warps=8, stages=3),
+    ("attend", 64): Blocks(rows=128, across=128, warps=8, stages=3),
     ("feature_gradient", 64): Blocks(rows=64, hidden=32, warps=4),
     ("input_gradient", 64): Blocks(rows=64, hidden=32, warps=4),
     ("token_product", 64): Blocks(rows=64, warps=4, stages=3),

@@ -20,7 +20,7 @@ def dense(x: Tensor) -> Tensor:
 
 
 def aligned(x: Tensor) -> Tensor:
-    """`x` (b n h d), or a dense copy if its layout cannot be described: channels apart, overlaps, odd or vast strides."""
+    """`x` (b n h d), or a dense copy where no descriptor fits: channels apart, overlaps, odd or vast strides."""
     step = ALIGNMENT // x.element_size()
     walked = [stride for size, stride in zip(x.shape[:3], x.stride()[:3], strict=True) if size > 1]
     fits = x.stride(3) == 1 and all(stride > 0 and stride % step == 0 for stride in walked)

@@ -6,8 +6,9 @@ import math
 import triton
 from torch import Tensor
 
+from .attend import attend_kernel
 from .descriptors import aligned, dense
-from .merge import attend_kernel, merge_kernel
+from .merge import merge_kernel
 from .plan import Map, Plan, linear_count, strides, token_set
 from .state import state_kernel
 
@@ -41,11 +42,13 @@ def linear_state(k: Tensor, v: Tensor, phi: Map, table: Tensor | None, rate: int
         **token_set(table, rate),
         **plan.map_options(cut),
     )
-    return state.sum(0) / count, mass.sum(0) / count
+    return state.sum(0), mass.sum(0)
 
 
-def merge(q: Tensor, o: Tensor | None, state: Tensor, mass: Tensor, phi: Map, ratio: float) -> tuple[Tensor, Tensor]:
-    """y = (o + ratio·ψ(q) S̄) / n and n = 1 + ratio·ψ(q) z̄ (b h n); without o, neither o nor the 1."""
+def merge(
+    q: Tensor, o: Tensor | None, state: Tensor, mass: Tensor, phi: Map, ratio: float, softmax_mass: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """y = (m·o + ratio·ψ(q) S̄) / n and n = m + ratio·ψ(q) z̄ (b h n); m is 1 unless given, and 0 without o."""
     q, phi, plan = aligned(q), phi.like(q), Plan(q, phi.degree)
     cut = plan.blocks("merge")
     softmax = q if o is None else aligned(o)
@@ -53,6 +56,7 @@ def merge(q: Tensor, o: Tensor | None, state: Tensor, mass: Tensor, phi: Map, ra
     merge_kernel[triton.cdiv(plan.n, cut.rows), plan.b * plan.h](
         q=plan.token_argument(q, cut.rows),
         o=plan.token_argument(softmax, cut.rows),
+        softmax_mass=softmax_mass,
         state=plan.matrix_argument(dense(state.to(q.dtype)), plan.d, plan.d),
         mass=mass.contiguous(),
         w1=plan.matrix_argument(phi.w1, plan.d, cut.hidden),
@@ -72,38 +76,29 @@ def merge(q: Tensor, o: Tensor | None, state: Tensor, mass: Tensor, phi: Map, ra
     return y, denominator
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, state: Tensor, mass: Tensor, phi: Map, ratio: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Eq. 5 with the row maximum over the softmax tokens k, v (b m h d): y, its denominator, and the maxima (b h n).
+def attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Softmax attention over the softmax tokens k, v (b m h d), its mass after the row maximum, and the maxima (b h n).
 
     The maxima are those of q·k log2(e)/√D.
     """
-    q, k, v, phi, plan = aligned(q), aligned(k), aligned(v), phi.like(q), Plan(q, phi.degree)
+    q, k, v, plan = aligned(q), aligned(k), aligned(v), Plan(q)
     cut = plan.blocks("attend")
-    y, denominator, top = plan.tokens(), plan.float32(plan.b, plan.h, plan.n), plan.float32(plan.b, plan.h, plan.n)
+    o, mass, top = plan.tokens(), plan.float32(plan.b, plan.h, plan.n), plan.float32(plan.b, plan.h, plan.n)
     attend_kernel[triton.cdiv(plan.n, cut.rows), plan.b * plan.h](
         q=plan.token_argument(q, cut.rows),
         k=plan.token_argument(k, cut.across),
         v=plan.token_argument(v, cut.across),
-        state=plan.matrix_argument(dense(state.to(q.dtype)), plan.d, plan.d),
-        mass=mass.contiguous(),
-        w1=plan.matrix_argument(phi.w1, plan.d, cut.hidden),
-        b1=phi.b1,
-        w2=plan.matrix_argument(phi.w2, cut.hidden, plan.d),
-        b2=phi.b2,
-        y=plan.token_argument(y, cut.rows),
-        denominator=denominator,
+        o=plan.token_argument(o, cut.rows),
+        mass=mass,
         top=top,
         N=plan.n,
         M=k.shape[1],
         H=plan.h,
         logit_scale=math.log2(math.e) / math.sqrt(plan.d),
-        ratio=ratio,
         BN=cut.across,
         **strides("q", q),
         **strides("k", k),
         **strides("v", v),
-        **plan.map_options(cut),
+        **plan.options(cut),
     )
-    return y, denominator, top
+    return o, mass, top

@@ -63,8 +63,9 @@ def feature_gradient_kernel(
     else:
         df = tl.where(mask[:, None], df + z, 0.0)
     value, slope = squareplus_and_grad(u[0], FAST)
-    du = (df * slope * power_grad(value, p + 1)).to(xt.dtype)
-    store_matrix(grad_output, work, p * D, du, F, BM, D, TMA)
+    if p > 0:
+        slope *= power_grad(value, p + 1)
+    store_matrix(grad_output, work, p * D, (df * slope).to(xt.dtype), F, BM, D, TMA)
     store_matrix(features, work, p * D, power(value, p + 1).to(xt.dtype), F, BM, D, TMA)
 
 

@@ -1,7 +1,8 @@
 """The kernels as PyTorch operators: fake implementations, autograd and FLOP formulas, so that compilers see through.
 
-`attention_surgery::linear_state`, `::merge` and `::attend` are differentiable; their gradients are operators too. FLOPs
-are two per multiply-add of the matrix products of Eq. 5; a backward counts φ and the scores once more, as recomputed.
+`attention_surgery::merge` and `::attend` are differentiable, `::linear_state` is within `LinearTokens`; their gradients
+are operators too. FLOPs are two per multiply-add of the matrix products of Eq. 5; a backward counts φ and the scores
+once more, as recomputed.
 """
 
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.library import custom_op
 from torch.utils.flop_counter import register_flop_formula
 
+from ..tokens import take
 from . import backward, forward
 from .plan import Map, linear_count
 
@@ -33,14 +35,15 @@ def _(k, v, w1, b1, w2, b2, table, rate):
 
 @custom_op("attention_surgery::linear_state_backward", mutates_args=())
 def linear_state_backward(
-    dstate: Tensor, dmass: Tensor, k: Tensor, v: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
-    table: Tensor | None, rate: int, weights: bool,
+    dstate: Tensor, dmass: Tensor, dk_soft: Tensor | None, dv_soft: Tensor | None, k: Tensor, v: Tensor,
+    w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, table: Tensor | None, rate: int, weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return backward.state_gradients(dstate, dmass, k, v, Map(w1, b1, w2, b2), table, rate, weights)  # type: ignore[return-value]
+    softmax = None if dk_soft is None or dv_soft is None else (dk_soft, dv_soft)
+    return backward.state_gradients(dstate, dmass, softmax, k, v, Map(w1, b1, w2, b2), table, rate, weights)  # type: ignore[return-value]
 
 
 @linear_state_backward.register_fake
-def _(dstate, dmass, k, v, w1, b1, w2, b2, table, rate, weights):
+def _(dstate, dmass, dk_soft, dv_soft, k, v, w1, b1, w2, b2, table, rate, weights):
     return k.new_empty(k.shape), k.new_empty(k.shape), *_fake_map_gradients(weights, w1, b1, w2, b2)
 
 
@@ -83,7 +86,8 @@ def attend(
     q: Tensor, k: Tensor, v: Tensor, state: Tensor, mass: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
     ratio: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return forward.attend(q, k, v, state, mass, Map(w1, b1, w2, b2), ratio)
+    o, softmax_mass, top = forward.attend(q, k, v)
+    return *forward.merge(q, o, state, mass, Map(w1, b1, w2, b2), ratio, softmax_mass), top
 
 
 @attend.register_fake
@@ -109,19 +113,38 @@ def _fake_map_gradients(weights: bool, *parameters: Tensor) -> list[Tensor]:
     return [p.new_empty(p.shape if weights else (0,), dtype=torch.float32) for p in parameters]
 
 
-def _keep_linear_state(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, table, ctx.rate = inputs
-    ctx.save_for_backward(*tensors, table)
+class LinearTokens(torch.autograd.Function):
+    """S̄ and z̄ of the linear tokens, with the softmax tokens of k and v handed through (unless the rate is 0).
 
+    Their gradients come back here, so that those of k and v are each written once, without zeros or sums between.
+    """
 
-def _linear_state_backward(ctx: Any, dstate: Tensor, dmass: Tensor) -> tuple[Any, ...]:
-    *tensors, table = ctx.saved_tensors
-    weights = any(ctx.needs_input_grad[2:6])
-    dk, dv, *of_map = linear_state_backward(dstate, dmass, *tensors, table, ctx.rate, weights)
-    return dk, dv, *(of_map if weights else [None] * 4), None, None
+    @staticmethod
+    def forward(
+        k: Tensor, v: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, table: Tensor | None, rate: int
+    ) -> tuple[Tensor, ...]:
+        state, mass = linear_state(k, v, w1, b1, w2, b2, table, rate)
+        if rate == 0:
+            return state, mass
+        if table is None:
+            return state, mass, k[:, ::rate], v[:, ::rate]
+        return state, mass, take(k, table), take(v, table)
 
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *tensors, table, ctx.rate = inputs
+        ctx.save_for_backward(*tensors, table)
 
-linear_state.register_autograd(_linear_state_backward, setup_context=_keep_linear_state)
+    @staticmethod
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, dstate: Tensor, dmass: Tensor, dk_soft: Tensor | None = None, dv_soft: Tensor | None = None
+    ) -> tuple[Any, ...]:
+        *tensors, table = ctx.saved_tensors
+        weights = any(ctx.needs_input_grad[2:6])
+        dk, dv, *of_map = linear_state_backward(
+            dstate, dmass, dk_soft, dv_soft, *tensors, table, ctx.rate, weights
+        )  # fmt: skip
+        return dk, dv, *(of_map if weights else [None] * 4), None, None
 
 
 def _keep_merge(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -177,7 +200,7 @@ def _(k, v, w1, b1, w2, b2, table, rate, *, out_shape=None, **_):
 
 
 @register_flop_formula(torch.ops.attention_surgery.linear_state_backward)
-def _(dstate, dmass, k, v, w1, b1, w2, b2, table, rate, weights, *, out_shape=None, **_):
+def _(dstate, dmass, dk_soft, dv_soft, k, v, w1, b1, w2, b2, table, rate, weights, *, out_shape=None, **_):
     return (3 if weights else 2) * _map_flops(_linear_tokens(k, rate), w1)
 
 

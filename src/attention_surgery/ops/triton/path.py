@@ -2,12 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from ...rates import Normalizer, Pattern, Rate
 from .. import eager
-from ..tokens import Grid, softmax_token_index, take
+from ..tokens import Grid, softmax_token_index
 from . import operators
 
 if TYPE_CHECKING:
@@ -33,18 +32,13 @@ def hybrid_attention(
     """
     if rate == 1:
         return eager.softmax_attention(q, k, v, attention_backend)
-    n, features = q.shape[1], phi_q.features
+    n, features, table = q.shape[1], phi_q.features, None
     if rate == "linear":
-        state, mass = operators.linear_state(k, v, *_parameters(phi_k), None, 0)
+        state, mass = operators.LinearTokens.apply(k, v, *_parameters(phi_k), None, 0)
         return operators.merge(q, None, state, mass, *_parameters(phi_q), 1 / features)[0]
-    if pattern == "stride":
-        table = None
-        k_soft, v_soft = k[:, ::rate], v[:, ::rate]
-    else:
-        index = softmax_token_index(n, rate, pattern=pattern, heads=q.shape[2], grid=grid, device=q.device)
-        table = index.to(torch.int32)
-        k_soft, v_soft = take(k, index), take(v, index)
-    state, mass = operators.linear_state(k, v, *_parameters(phi_k), table, rate)
+    if pattern != "stride":
+        table = softmax_token_index(n, rate, pattern=pattern, heads=q.shape[2], grid=grid, device=q.device)
+    state, mass, k_soft, v_soft = operators.LinearTokens.apply(k, v, *_parameters(phi_k), table, rate)
     m = k_soft.shape[1]
     if normalizer == "mean":
         o = eager.softmax_attention(q, k_soft, v_soft, attention_backend)

@@ -74,7 +74,7 @@ class Plan:
         """Constants that every kernel takes, and its warps and pipeline depth."""
         return {
             "BM": cut.rows, "D": self.d, "PREC": self.precision, "TMA": self.copy_engine,
-            "num_warps": cut.warps, "num_stages": cut.stages,
+            "num_warps": cut.warps, "num_stages": cut.stages, "maxnreg": cut.registers,
         }  # fmt: skip
 
     def map_options(self, cut: Blocks) -> dict[str, Any]:

@@ -16,7 +16,7 @@ def state_kernel(
     BM: tl.constexpr, BJ: tl.constexpr, D: tl.constexpr, P: tl.constexpr, FAST: tl.constexpr, PREC: tl.constexpr,
     TMA: tl.constexpr,
 ):  # fmt: skip
-    """One power p of φ_k, one head, `tiles` tiles of linear tokens: a partial S_p (D × D) and z_p (D), float32.
+    """One power p of φ_k, one head, `tiles` tiles of linear tokens: a share of S̄_p (D × D) and z̄_p (D), float32.
 
     Grid: (splits · P, b · h). Features run along the rows of every product, tokens along its columns: biases then cost
     two registers, and the features leave the second layer as the left operand of φᵀ v. RESIDENT keeps all weights of
@@ -66,9 +66,11 @@ def state_kernel(
                 w = load_matrix(w2, h * F + j, p * D, F, BJ, D, TMA)
                 u = tl.dot(tl.trans(w), a.to(dtype), u, input_precision=PREC)
         u += tl.load(b2 + h * F + p * D + tile * zero + feature).to(tl.float32)[:, None]
-        f = tl.where(mask[None, :], power(squareplus(u, FAST), p + 1), 0.0)
+        f = power(squareplus(u, FAST), p + 1)
+        if (tile + 1) * BM > count:  # rows of v past the last token are zero; their features are not
+            f = tl.where(mask[None, :], f, 0.0)
         z += tl.sum(f, 1)
         s = tl.dot(f.to(dtype), vt, s, input_precision=PREC)
     out = (split * tl.num_programs(1) + bh).to(tl.int64) * F + p * D + feature
-    tl.store(state + out[:, None] * D + feature[None, :], s)
-    tl.store(mass + out, z)
+    tl.store(state + out[:, None] * D + feature[None, :], s / count)
+    tl.store(mass + out, z / count)

@@ -106,7 +106,7 @@ def embed(
     COUNT: tl.constexpr, KEEP: tl.constexpr, BM: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BJ: tl.constexpr,
     FAST: tl.constexpr, PREC: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """Slices first … first + COUNT - 1 of ψ before the last activation, for a tile x: COUNT accumulators BM × D.
+    """Slices first … first + COUNT - 1 of ψ before the last activation, for a tile x: accumulators of BM × D.
 
     The hidden layer goes by in chunks of BJ units, as keys and values do in attention, and is stored from `row` of
     `kept` (… × P·D) if KEEP. w1 (h·D × P·D), w2 (h·P·D × P·D) and `kept` are stacks of matrices, b1 and b2 h × P·D.
