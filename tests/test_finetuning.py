@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,14 +16,16 @@ import pyarrow.parquet
 import pytest
 import torch
 from micro_wan import micro_pipeline
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 import attention_surgery as asg
-from attention_surgery.errors import ConfigError, DataError, DivergenceError, ModelError, RunError
+from attention_surgery.errors import CheckpointError, ConfigError, DataError, DivergenceError, ModelError, RunError
 from attention_surgery.files import read_jsonl
 from attention_surgery.finetuning import FinetuneConfig, finetune, read_dataset
 from attention_surgery.finetuning.cache import LatentCache
 from attention_surgery.finetuning.dataset import load_clip
-from attention_surgery.finetuning.objective import teacher_velocity, training_loss, velocity_of
+from attention_surgery.finetuning.objective import first_bad_block, teacher_velocity, training_loss, velocity_of
 from attention_surgery.generation import write_video
 
 CONFIG = FinetuneConfig(
@@ -112,14 +115,57 @@ def test_dataset_faults_are_named(tmp_path):
     with pytest.raises(DataError, match=r"a\.mp4 has no caption"):
         read_dataset(tmp_path)
     (tmp_path / "a.txt").write_text(" ")
-    with pytest.raises(DataError, match=r"1 of 1 captions are empty, such as that of a\.mp4"):
+    with pytest.raises(DataError, match=r"1 of 1 videos cannot be used: the caption of a\.mp4 is empty"):
         read_dataset(tmp_path)
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "b.mp4", "text": "x"}\n')
-    with pytest.raises(DataError, match=r"1 of 1 videos do not exist, such as b\.mp4"):
+    with pytest.raises(DataError, match=r"1 of 1 videos cannot be used: b\.mp4 does not exist"):
         read_dataset(tmp_path)
     (tmp_path / "metadata.jsonl").write_text('{"clip": "b.mp4", "text": "x"}\n')
-    with pytest.raises(DataError, match="expected one of"):
+    with pytest.raises(DataError, match=r"row 1 of metadata\.jsonl names no video: it has \['clip', 'text'\]"):
         read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metadata.jsonl", b'{"file_name": "a.mp4", "text": '),
+        ("metadata.jsonl", b'{"file_name": "a.mp4", "text": "\xff"}\n'),
+        ("metadata.csv", b"file_name,text\na.mp4,\xff\n"),
+        ("metadata.parquet", b"PAR1 no parquet"),
+        ("videos2caption.json", b"{}"),
+        ("videos2caption.json", b"[{]"),
+    ],
+)
+def test_an_index_that_cannot_be_read_is_named(tmp_path, name, content):
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=name):
+        read_dataset(tmp_path)
+
+
+def test_captions_that_are_wrong_stop_or_are_skipped_on_request(tmp_path, caplog):
+    for name in "abcd":
+        (tmp_path / f"{name}.mp4").write_bytes(b"x")
+        (tmp_path / f"{name}.txt").write_text("a red ball")
+    (tmp_path / "a.txt").unlink()
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfe\xff")
+    (tmp_path / "c.txt").write_text("\n")
+    named = (
+        r"3 of 4 videos cannot be used: a\.mp4 has no caption.*; b\.txt is no UTF-8.*; the caption of c\.mp4 is empty"
+    )
+    with pytest.raises(DataError, match=named):
+        read_dataset(tmp_path)
+    assert [entry.path.name for entry in read_dataset(tmp_path, skip_bad=True)] == ["d.mp4"]
+    assert "skipped 3 of 4" in caplog.text
+    (tmp_path / "d.txt").unlink()
+    with pytest.raises(DataError, match="4 of 4"):
+        read_dataset(tmp_path, skip_bad=True)
+
+
+def test_captions_may_have_line_breaks(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    (tmp_path / "metadata.csv").write_text('file_name,text\na.mp4,"a red ball\nrolls"\n')
+    assert read_dataset(tmp_path)[0].caption == "a red ball\nrolls"
 
 
 def test_clips_keep_their_speed_and_say_what_is_left(tmp_path):
@@ -129,9 +175,13 @@ def test_clips_keep_their_speed_and_say_what_is_left(tmp_path):
     assert same.frames.shape == (5, 32, 32, 3)
     assert np.abs(same.frames.mean(axis=(1, 2, 3)) - np.arange(5) * 15).max() < 6
     assert same.dropped_seconds == pytest.approx(11 / 8, abs=0.02)
+    assert (same.skipped_frames, same.repeated_frames) == (0, 0)
+    assert same.cropped == pytest.approx(1 / 3)
     half = load_clip(tmp_path / "v.mp4", num_frames=5, height=32, width=32, fps=4)
+    assert (half.skipped_frames, half.repeated_frames) == (4, 0)
     assert np.abs(half.frames.mean(axis=(1, 2, 3)) - np.arange(0, 10, 2) * 15).max() < 6
-    double = load_clip(tmp_path / "v.mp4", num_frames=9, height=32, width=32, fps=16)
+    double = load_clip(tmp_path / "v.mp4", num_frames=9, height=32, width=48, fps=16)
+    assert (double.skipped_frames, double.repeated_frames, double.cropped) == (0, 4, 0.0)
     assert np.abs(double.frames.mean(axis=(1, 2, 3)) - (np.arange(9) // 2) * 15).max() < 6
     with pytest.raises(DataError, match="gives 16 frames at 8 per second; 17 are wanted"):
         load_clip(tmp_path / "v.mp4", num_frames=17, height=32, width=32, fps=8)
@@ -149,7 +199,24 @@ def test_bad_videos_stop_or_are_skipped_on_request(tmp_path, caplog):
         LatentCache(tmp_path / "cache", pipe, entries, CONFIG)
     cache = LatentCache(tmp_path / "cache", pipe, entries, dataclasses.replace(CONFIG, skip_bad=True))
     assert len(cache) == 3
+    assert [entry.path.name for entry in cache.entries] == ["0.mp4", "3.mp4", "4.mp4"]
     assert "skipped 2 of 5" in caplog.text
+
+
+def test_what_fitting_drops_is_told_and_logged(tmp_path, caplog):
+    write_clips(tmp_path, count=2, frames=9, fps=8)
+    LatentCache(
+        tmp_path / "cache", micro_pipeline(), read_dataset(tmp_path), dataclasses.replace(CONFIG, fps=4, width=16)
+    )
+    assert "of 2 videos that were encoded now, " in caplog.text
+    assert (
+        "8 frames are skipped to come down to 4 per second; 2 are cropped, by up to 50% of the picture" in caplog.text
+    )
+    rows = read_jsonl(tmp_path / "cache" / "fitting-0.jsonl")
+    assert [row["video"] for row in rows] == ["0.mp4", "1.mp4"]
+    assert rows[0]["skipped_frames"] == 4 and rows[0]["cropped"] == 0.5
+    LatentCache(tmp_path / "late", micro_pipeline(), read_dataset(tmp_path), CONFIG)
+    assert "1.0 seconds after the 5 frames that are trained on are not used" in caplog.text
 
 
 def test_cache_holds_what_the_pipeline_computes(videos, tmp_path):
@@ -261,6 +328,17 @@ def test_loss_falls_and_everything_is_logged(videos, tmp_path):
     assert any((tmp_path / "trackers").rglob("events.out.tfevents*"))
 
 
+def test_weights_and_biases(videos, tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="W&B is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    config = dataclasses.replace(CONFIG, max_steps=2, trackers=("wandb", "tensorboard"))
+    finetune(converted(), videos, config=config, output_dir=tmp_path / "run")
+    (record,) = tmp_path.rglob("run-*.wandb")
+    assert b"heldout_loss" in record.read_bytes() and b"gradient_norm" in record.read_bytes()
+    assert any((tmp_path / "run" / "trackers").rglob("events.out.tfevents*"))
+
+
 def test_accumulation_and_gradient_checkpointing_do_not_change_the_result(videos, tmp_path):
     config = dataclasses.replace(CONFIG, mixed_precision="no", batch_size=4, max_steps=3)
     results = []
@@ -349,6 +427,12 @@ def test_refusals_change_nothing(videos, tmp_path):
     before = weights(pipe)
     with pytest.raises(DataError, match="6 videos, of which 6 are held out"):
         finetune(pipe, videos, config=dataclasses.replace(CONFIG, heldout_videos=6), output_dir=tmp_path / "run")
+    for options, error, message in (
+        ({"num_frames": 6}, ConfigError, "num_frames is 6; this model takes 5 or 7"),
+        ({"trackers": ("comet_ml",)}, ConfigError, r"trackers \['comet_ml'\] are not installed"),
+    ):
+        with pytest.raises(error, match=message):
+            finetune(pipe, videos, config=dataclasses.replace(CONFIG, **options), output_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("mine")
@@ -366,23 +450,109 @@ def test_run_folders_are_not_mixed(videos, tmp_path):
         finetune(converted(), videos, config=dataclasses.replace(config, lr=0.5), output_dir=tmp_path, resume=True)
 
 
-def test_divergence_names_step_and_videos_and_keeps_the_last_checkpoint(videos, tmp_path):
+def test_a_run_does_not_go_on_with_other_weights_or_videos(videos, tmp_path):
+    config = dataclasses.replace(CONFIG, max_steps=2)
+    shutil.copytree(videos, tmp_path / "videos")
+    finetune(converted(), tmp_path / "videos", config=config, output_dir=tmp_path / "run")
+    other = converted()
+    with torch.no_grad():
+        other.transformer.blocks[0].attn1.processor.phi_q.weight_0.add_(1)
+    with pytest.raises(RunError, match="weights: "):
+        finetune(other, tmp_path / "videos", config=config, output_dir=tmp_path / "run", resume=True)
+    (tmp_path / "videos" / "0.txt").write_text("a blue ball in red")
+    with pytest.raises(RunError, match="videos: "):
+        finetune(converted(), tmp_path / "videos", config=config, output_dir=tmp_path / "run", resume=True)
+
+
+def test_videos_that_cannot_be_used_leave_the_folder_free(tmp_path):
+    """The same folder takes the run once the videos are repaired, or are to be skipped."""
+    write_clips(tmp_path / "videos", count=4)
+    (tmp_path / "videos" / "1.mp4").write_bytes(b"not a video")
+    config = dataclasses.replace(CONFIG, max_steps=1)
+    with pytest.raises(DataError, match=r"1 of 4 videos cannot be used: .*1\.mp4 does not decode"):
+        finetune(converted(), tmp_path / "videos", config=config, output_dir=tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["cache"]
+    config = dataclasses.replace(config, skip_bad=True, heldout_videos=1)
+    finetune(converted(), tmp_path / "videos", config=config, output_dir=tmp_path / "run")
+    assert (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_a_video_is_not_held_out_and_trained_on(tmp_path):
+    write_clips(tmp_path / "videos", count=4)
+    shutil.copy(tmp_path / "videos" / "0.mp4", tmp_path / "videos" / "4.mp4")
+    shutil.copy(tmp_path / "videos" / "0.txt", tmp_path / "videos" / "4.txt")
+    with pytest.raises(DataError, match=r"\['0\.mp4', '4\.mp4'\] are the same video and caption"):
+        finetune(converted(), tmp_path / "videos", config=CONFIG, output_dir=tmp_path / "run")
+
+
+def test_divergence_names_block_step_and_videos_and_keeps_the_last_checkpoint(videos, tmp_path):
     config = dataclasses.replace(CONFIG, lr=1e30, max_grad_norm=1e30, mixed_precision="no", checkpoint_every=1)
-    with pytest.raises(DivergenceError, match=r"at step \d, batch of \[.*\.mp4"):
+    with pytest.raises(DivergenceError, match=r"\(block 0\) at step \d, batch of \[.*\.mp4"):
         finetune(converted(), videos, config=config, output_dir=tmp_path)
     assert not list((tmp_path / "checkpoints").glob(".step-*"))
 
 
-def test_a_checkpoint_that_cannot_be_written_is_an_error(videos, tmp_path, monkeypatch):
+def test_the_first_bad_block_is_found():
+    model = converted().transformer
+    inputs = (torch.randn(1, 4, 3, 8, 8), torch.tensor([0.5]), torch.randn(1, 7, 16))
+    assert first_bad_block(model, *inputs) is None
+    with torch.no_grad():
+        model.blocks[1].ffn.net[2].weight[0, 0] = torch.inf
+    assert first_bad_block(model, *inputs) == 1
+    assert not any(block._forward_hooks for block in model.blocks)
+
+
+def test_a_gradient_that_is_not_finite_changes_no_weight(videos, tmp_path):
+    """The loss may be finite where its gradient is not: no weight, and no checkpoint, may take it in."""
+    pipe = converted()
+    seen = []
+
+    def poison(gradient):
+        seen.append(1)
+        return torch.full_like(gradient, torch.nan) if len(seen) == 3 else gradient
+
+    pipe.transformer.blocks[1].ffn.net[2].weight.register_hook(poison)
+    config = dataclasses.replace(CONFIG, mixed_precision="no", gradient_checkpointing=False)
+    message = r"gradient of blocks\.1\.ffn\.net\.2\.weight is not finite at step 2, batch of \['\d\.mp4', '\d\.mp4'\]"
+    with pytest.raises(DivergenceError, match=message):
+        finetune(pipe, videos, config=config, output_dir=tmp_path)
+    assert all(tensor.isfinite().all() for tensor in weights(pipe).values())
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-0000002"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing key", "averages"])
+def test_a_damaged_checkpoint_is_named(videos, tmp_path, damage):
+    config = dataclasses.replace(CONFIG, max_steps=2, ema_decay=0.5)
+    finetune(converted(), videos, config=config, output_dir=tmp_path)
+    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+    file = checkpoint / ("ema.pt" if damage == "averages" else "model.safetensors")
+    if damage == "missing key":
+        tensors = load_file(file)
+        del tensors["blocks.0.attn1.processor.phi_q.weight_0"]
+        save_file(tensors, file)
+    else:
+        file.write_bytes(file.read_bytes()[:-50])
+    with pytest.raises(CheckpointError, match=r"(?s)step-0000002 cannot be loaded: .*delete it"):
+        finetune(converted(), videos, config=config, output_dir=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    "refusal", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device")]
+)
+def test_a_checkpoint_that_cannot_be_written_is_an_error(videos, tmp_path, monkeypatch, refusal):
     from accelerate import Accelerator
 
+    save = Accelerator.save_state
+
     def full(self, folder):
-        raise OSError(28, "No space left on device")
+        if "step-0000004" in folder:
+            raise refusal
+        save(self, folder)
 
     monkeypatch.setattr(Accelerator, "save_state", full)
     with pytest.raises(RunError, match="No space left on device; earlier ones stand"):
         finetune(converted(), videos, config=CONFIG, output_dir=tmp_path)
-    assert not list((tmp_path / "checkpoints").glob("*step*"))
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-0000002"]
 
 
 @pytest.mark.parametrize(

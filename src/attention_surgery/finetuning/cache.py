@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import DataError
-from ..files import digest, write_tensors
+from ..files import append_jsonl, digest, write_tensors
 from ..progress import progress
 from .config import FinetuneConfig
 from .dataset import Entry, load_clip
@@ -25,7 +25,8 @@ class LatentCache:
     """One safetensors file per video, named by the digest of its bytes, its caption and the settings that matter.
 
     A changed video, caption or setting therefore has another name, and nothing stale is ever read. The processes share
-    the work; a run that is killed goes on where it was.
+    the work; a run that is killed goes on where it was. What fitting a video to the settings drops or repeats is said
+    once for all, and for each in `fitting-PROCESS.jsonl`.
 
     Args:
         folder: of the files.
@@ -54,25 +55,26 @@ class LatentCache:
             if not file.exists()
         ]
         faults: list[str] = []
-        unused = 0.0
+        fitted: list[dict[str, Any]] = []
         with progress("encode videos", len(mine)) as advance:
             for entry, file in mine:
                 try:
-                    unused += self._encode(entry, file)
+                    fitted.append(self._encode(entry, file))
                 except DataError as error:
                     faults.append(str(error))
                 advance("")
         if state.is_main_process and not self.empty_file.exists():
             write_tensors(self.empty_file, {"text": self._embed("")})
         state.wait_for_everyone()
-        if unused:
-            logger.warning("%.1f seconds of video follow the frames that are trained on, and are not used", unused)
+        if told := _told(fitted, config):
+            logger.warning("of %d videos that were encoded now, %s", len(fitted), told)
         absent = [entry.path.name for entry, file in zip(entries, self.files, strict=True) if not file.exists()]
         if absent and not config.skip_bad:
             raise DataError(f"{len(absent)} of {len(entries)} videos cannot be used: {'; '.join(faults) or absent}")
         if absent:
             logger.warning("skipped %d of %d videos that cannot be used: %s", len(absent), len(entries), absent)
-        self.files = [file for file in self.files if file.exists()]
+        kept = [(entry, file) for entry, file in zip(entries, self.files, strict=True) if file.exists()]
+        self.entries, self.files = [entry for entry, _ in kept], [file for _, file in kept]
         self.empty = self._pad(load_file(self.empty_file)["text"])
 
     def __len__(self) -> int:
@@ -87,7 +89,7 @@ class LatentCache:
         return tensors["latents"], self._pad(tensors["text"])
 
     @torch.no_grad()
-    def _encode(self, entry: Entry, file: Path) -> float:
+    def _encode(self, entry: Entry, file: Path) -> dict[str, Any]:
         config = self.config
         clip = load_clip(
             entry.path, num_frames=config.num_frames, height=config.height, width=config.width, fps=config.fps
@@ -100,7 +102,15 @@ class LatentCache:
         deviation = torch.tensor(vae.config.latents_std, device=device).view(shape)
         tensors = {"latents": ((latents - mean) / deviation)[0].cpu(), "text": self._embed(entry.caption)}
         write_tensors(file, tensors)
-        return clip.dropped_seconds
+        row = {
+            "video": entry.path.name,
+            "dropped_seconds": round(clip.dropped_seconds, 3),
+            "skipped_frames": clip.skipped_frames,
+            "repeated_frames": clip.repeated_frames,
+            "cropped": round(clip.cropped, 4),
+        }
+        append_jsonl(self.folder / f"fitting-{PartialState().process_index}.jsonl", row)
+        return row
 
     @torch.no_grad()
     def _embed(self, caption: str) -> Tensor:
@@ -119,6 +129,23 @@ def _name(entry: Entry, settings: dict[str, Any]) -> str:
     with open(entry.path, "rb") as file:
         content = hashlib.file_digest(file, "sha256").hexdigest()
     return digest([content, entry.caption, settings])
+
+
+def _told(rows: Sequence[dict[str, Any]], config: FinetuneConfig) -> str:
+    """What fitting these videos to the settings dropped or repeated, in words; empty if nothing."""
+    seconds, skipped, repeated = (
+        sum(row[name] for row in rows) for name in ("dropped_seconds", "skipped_frames", "repeated_frames")
+    )
+    cropped = [row["cropped"] for row in rows if row["cropped"] > 0.005]
+    parts = [
+        f"{seconds:.1f} seconds after the {config.num_frames} frames that are trained on are not used"
+        if seconds > 0.05
+        else "",
+        f"{skipped} frames are skipped to come down to {config.fps} per second" if skipped else "",
+        f"{repeated} are repeated to come up to {config.fps} per second" if repeated else "",
+        f"{len(cropped)} are cropped, by up to {max(cropped):.0%} of the picture" if cropped else "",
+    ]
+    return "; ".join(part for part in parts if part)
 
 
 def _encoder_digest(pipe: Any) -> str:

@@ -6,27 +6,32 @@ A run folder holds `config.json`, `log.jsonl`, `cache/`, `checkpoints/step-…/`
 
 import dataclasses
 import json
+import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from diffusers.training_utils import EMAModel
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 
-from ..errors import DataError, DivergenceError, ModelError
-from ..files import append_jsonl, digest
+from ..checkpoint.identity import weights_digest
+from ..errors import ConfigError, DataError, DivergenceError, ModelError
+from ..files import append_jsonl, digest, write_json
 from ..generation import GenerateConfig, generate, write_video
 from ..models import HybridWanTransformer3DModel, hybrid_processors
+from ..models.wan import pipeline_grid
 from ..progress import progress
 from .cache import LatentCache
 from .config import FinetuneConfig
-from .dataset import read_dataset
-from .objective import sample_sigma, teacher_velocity, timestep_shift, training_loss, velocity_of
-from .state import claim, load_checkpoint, save_checkpoint, trim_log
+from .dataset import Entry, read_dataset
+from .objective import first_bad_block, sample_sigma, teacher_velocity, timestep_shift, training_loss, velocity_of
+from .state import check_folder, load_checkpoint, save_checkpoint, trim_log
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
 HELDOUT_LEVELS = 4
@@ -52,20 +57,25 @@ def finetune(
         dataset: folder of videos with captions (see `read_dataset`).
         config: see `FinetuneConfig`.
         output_dir: run folder.
-        resume: go on in `output_dir` from its last checkpoint, with the same settings.
+        resume: go on in `output_dir` from its last checkpoint, with the same settings, videos and first weights.
         cache_dir: of the latents and text embeddings, which several runs may share; None is `output_dir`/cache.
 
     Raises:
         ModelError: the transformer is not converted.
-        DataError: the dataset cannot be used, or has no video beside the held-out ones.
+        ConfigError: a video size that the model does not take, or a tracker that is not installed.
+        DataError: the dataset cannot be used, or has no video beside the held-out ones. Only latents are written then.
         RunError: `output_dir` is in use, was made with other settings, or a checkpoint cannot be written.
-        DivergenceError: a loss that is not finite; names the step and the videos. The last checkpoint stands.
+        CheckpointError: the checkpoint to go on from is damaged.
+        DivergenceError: a loss or gradient that is not finite; names the block, the step and the videos. The last
+            checkpoint stands.
     """
     config = config or FinetuneConfig()
     folder, model = Path(output_dir), pipe.transformer
     if not isinstance(model, HybridWanTransformer3DModel):
         raise ModelError(f"the transformer is a stock {type(model).__name__}; convert_ it before fine-tuning")
-    entries = read_dataset(dataset)
+    pipeline_grid(pipe, num_frames=config.num_frames, height=config.height, width=config.width)
+    _check_trackers(config)
+    entries = read_dataset(dataset, skip_bad=config.skip_bad)
     if len(entries) <= config.heldout_videos:
         raise DataError(f"{dataset} holds {len(entries)} videos, of which {config.heldout_videos} are held out")
     accelerator = Accelerator(
@@ -77,16 +87,22 @@ def finetune(
     micro = config.batch_size // config.gradient_accumulation_steps
     if micro % accelerator.num_processes:
         raise DataError(f"micro-batches of {micro} videos do not split over {accelerator.num_processes} processes")
+    settings = json.loads(json.dumps(_settings(model, config, dataset, entries)))
     if accelerator.is_main_process:
-        claim(folder, json.loads(json.dumps(_settings(model, config, dataset))), resume)
+        check_folder(folder, settings, resume)
     accelerator.wait_for_everyone()
-    if config.trackers:
-        accelerator.init_trackers("attention-surgery", config={k: str(v) for k, v in vars(config).items()})
 
     cache = LatentCache(Path(cache_dir or folder / "cache"), pipe, entries, config)
     count = len(cache) - config.heldout_videos
     if count < 1:
         raise DataError(f"only {len(cache)} usable videos are left, of which {config.heldout_videos} are held out")
+    if both := set(cache.files[:count]) & set(cache.files[count:]):
+        names = [entry.path.name for entry, file in zip(cache.entries, cache.files, strict=True) if file in both]
+        raise DataError(f"{names} are the same video and caption, held out and trained on; remove repeats")
+    if accelerator.is_main_process and not (folder / "config.json").exists():
+        write_json(folder / "config.json", settings)
+    if config.trackers:
+        accelerator.init_trackers("attention-surgery", config={k: str(v) for k, v in vars(config).items()})
     shift = timestep_shift(pipe, config)
     parameters = prepare_parameters_(model, config)
     teacher = None if config.objective == "flow" else teacher_velocity(model, config)
@@ -113,7 +129,12 @@ def finetune(
             ema.store(parameters)
             ema.copy_to(parameters)
         if step % config.evaluate_every == 0 or step == config.max_steps:
-            record(heldout_loss=_heldout_loss(accelerator, wrapped, teacher, cache, count, shift, config))
+            heldout = _heldout_loss(accelerator, wrapped, teacher, cache, count, shift, config)
+            if not math.isfinite(heldout):
+                raise DivergenceError(
+                    f"the held-out loss is {heldout} at step {step}; the last checkpoint stands: lower lr ({config.lr})"
+                )
+            record(heldout_loss=heldout)
         if due and accelerator.is_main_process:
             _validate(pipe, config, folder / "validation" / f"step-{step:07d}")
         accelerator.wait_for_everyone()
@@ -128,9 +149,11 @@ def finetune(
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * min(1.0, (step + 1) / max(1, config.warmup_steps))
             total = torch.zeros((), device=accelerator.device)
+            names: list[str] = []
             for part in range(config.gradient_accumulation_steps):
                 first = step * config.batch_size + part * micro
                 mine = range(first + accelerator.process_index, first + micro, accelerator.num_processes)
+                names += [cache.entries[_position(j, count, config.seed)].path.name for j in mine]
                 batch = [_sample(cache, j, count, shift, config) for j in mine]
                 latents, noise, sigma, text = (
                     torch.stack(tensors).to(accelerator.device) for tensors in zip(*batch, strict=True)
@@ -138,16 +161,25 @@ def finetune(
                 with _autocast(accelerator, config):
                     loss = training_loss(velocity_of(wrapped), teacher, latents, noise, sigma, text, config)
                 if not torch.isfinite(accelerator.gather(loss.detach())).all():  # type: ignore[arg-type]
-                    names = [entries[_position(j, count, config.seed)].path.name for j in mine]
+                    level = sigma.view(-1, 1, 1, 1, 1)
+                    with _autocast(accelerator, config):
+                        block = first_bad_block(model, (1 - level) * latents + level * noise, sigma, text)
                     raise DivergenceError(
-                        f"the loss is {loss.item()} at step {step}, batch of {names}; the last checkpoint stands: "
-                        f"lower lr ({config.lr})"
+                        f"the loss is {loss.item()} ({'the blocks are finite' if block is None else f'block {block}'}) "
+                        f"at step {step}, batch of {names}; the last checkpoint stands: lower lr ({config.lr})"
                     )
                 last = part == config.gradient_accumulation_steps - 1
                 wrapped.require_backward_grad_sync = last
                 accelerator.backward(loss / config.gradient_accumulation_steps)
                 total += loss.detach() / config.gradient_accumulation_steps
-            norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            if not torch.isfinite(norm):
+                bad = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+                raise DivergenceError(
+                    f"the gradient of {', '.join(bad[:3]) or 'all weights together'} is not finite at step {step}, "
+                    f"batch of {names}; the last checkpoint stands: lower lr ({config.lr})"
+                )
+            torch.nn.utils.clip_grads_with_norm_(parameters, config.max_grad_norm, norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if ema is not None:
@@ -155,7 +187,7 @@ def finetune(
             step += 1
             mean = accelerator.reduce(total, "mean").item()  # type: ignore[union-attr]
             seconds = round(time.monotonic() - start, 3)
-            record(loss=mean, gradient_norm=float(norm or 0), lr=optimizer.param_groups[0]["lr"], seconds=seconds)
+            record(loss=mean, gradient_norm=float(norm), lr=optimizer.param_groups[0]["lr"], seconds=seconds)
             if step % config.checkpoint_every == 0 or step == config.max_steps:
                 save_checkpoint(accelerator, folder, step, ema, config.keep_checkpoints)
             advance(f"loss {mean:.4f}")
@@ -191,11 +223,24 @@ def prepare_parameters_(model: HybridWanTransformer3DModel, config: FinetuneConf
     return parameters
 
 
-def _settings(model: HybridWanTransformer3DModel, config: FinetuneConfig, dataset: str | Path) -> dict[str, Any]:
+def _check_trackers(config: FinetuneConfig) -> None:
+    """accelerate leaves out trackers that are not installed, without a word."""
+    installed = [str(tracker) for tracker in get_available_trackers()]
+    if missing := [name for name in config.trackers if name not in installed]:
+        raise ConfigError(
+            f"trackers {missing} are not installed here, {installed} are: pip install 'attention-surgery[trackers]'"
+        )
+
+
+def _settings(
+    model: HybridWanTransformer3DModel, config: FinetuneConfig, dataset: str | Path, entries: Sequence[Entry]
+) -> dict[str, Any]:
     return {
         "hybrid": model.hybrid_config.to_dict(),
         "base": digest({name: str(value) for name, value in model.config.items() if not name.startswith("_")}),
+        "weights": weights_digest(model),
         "dataset": str(Path(dataset).resolve()),
+        "videos": digest([[entry.path.name, entry.caption] for entry in entries]),
         **dataclasses.asdict(config),
     }
 

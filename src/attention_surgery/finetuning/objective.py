@@ -61,6 +61,21 @@ def teacher_velocity(model: HybridWanTransformer3DModel, config: FinetuneConfig)
     return velocity
 
 
+@torch.no_grad()
+def first_bad_block(model: HybridWanTransformer3DModel, noisy: Tensor, sigma: Tensor, text: Tensor) -> int | None:
+    """The first block whose output is not finite on these inputs; None if all are."""
+    bad: list[int] = []
+
+    def watch(index: int) -> Callable[[Any, Any, Tensor], None]:
+        return lambda block, inputs, output: None if output.isfinite().all() else bad.append(index)
+
+    with ExitStack() as stack:
+        for index, block in enumerate(model.blocks):
+            stack.callback(block.register_forward_hook(watch(index)).remove)
+        velocity_of(model)(noisy, sigma, text)
+    return min(bad, default=None)
+
+
 def training_loss(
     student: Velocity,
     teacher: Velocity | None,

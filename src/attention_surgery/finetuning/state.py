@@ -8,22 +8,24 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
 
-from ..errors import RunError
-from ..files import read_json, read_jsonl, write_json, write_text
+from ..errors import CheckpointError, RunError
+from ..files import read_json, read_jsonl, read_torch, write_text
 
 
-def claim(folder: Path, settings: dict[str, Any], resume: bool) -> None:
-    """Tie `folder` to these settings, or check that they are its own. RunError otherwise; nothing is written then."""
+def check_folder(folder: Path, settings: dict[str, Any], resume: bool) -> None:
+    """Check that `folder` is empty but for a latent cache, or a run with these settings. RunError otherwise."""
     file = folder / "config.json"
     if not file.exists():
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and any(path.name != "cache" for path in folder.iterdir()):
             raise RunError(f"{folder} is not empty and holds no fine-tuning run; give another output_dir")
-        write_json(file, settings)
         return
     if not resume:
         raise RunError(f"{folder} holds a fine-tuning run; pass resume=True to go on, or another output_dir")
     before = read_json(file)
+    for key in ("weights", "videos"):  # older folders do not say
+        before.setdefault(key, settings[key])
     changed = [
         f"{key}: {before.get(key)!r} → {settings.get(key)!r}"
         for key in sorted(before.keys() | settings.keys())
@@ -60,7 +62,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, ema: EMAM
             staging.rename(final)
             for old in checkpoints(folder)[:-keep]:
                 shutil.rmtree(old)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(staging, ignore_errors=True)
         raise RunError(
             f"the checkpoint of step {step} cannot be written to {final}: {error}; earlier ones stand"
@@ -69,13 +71,22 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, ema: EMAM
 
 
 def load_checkpoint(accelerator: Accelerator, folder: Path, ema: EMAModel | None) -> int:
-    """Load the last whole checkpoint into what `accelerator` holds; return its step, 0 if there is none."""
+    """Load the last whole checkpoint into what `accelerator` holds; return its step, 0 if there is none.
+
+    Raises:
+        CheckpointError: it is damaged, or of another model.
+    """
     found = checkpoints(folder)
     if not found:
         return 0
-    accelerator.load_state(str(found[-1]))
-    if ema is not None:
-        ema.load_state_dict(torch.load(found[-1] / "ema.pt", map_location=accelerator.device, weights_only=True))
+    try:
+        accelerator.load_state(str(found[-1]))
+        if ema is not None:
+            ema.load_state_dict(read_torch(found[-1] / "ema.pt", device=accelerator.device))
+    except Exception as error:  # damage may look like anything to those who read it
+        raise CheckpointError(
+            f"{found[-1]} cannot be loaded: {error}; delete it, and the run goes on from the one before"
+        ) from error
     return int(found[-1].name.removeprefix("step-"))
 
 
