@@ -1,4 +1,5 @@
 # pyright: reportGeneralTypeIssues=false, reportArgumentType=false, reportPossiblyUnboundVariable=false
+# pyright: reportOperatorIssue=false
 """The two activations of φ and their derivatives, on float32 tiles: SiLU inside, squareplus at the end.
 
 They stand once more in `layers/feature_map.py`; a change there is a change here. FAST takes the special-function unit's

@@ -16,7 +16,8 @@ from .map_gradients import feature_gradient_kernel, input_gradient_kernel, token
 from .plan import Map, Plan, linear_count, strides, token_set
 
 WORKSPACE_BYTES = 2**28
-"""Work space of the gradients through φ: heads go through in rounds that fit it."""
+"""Work space of the gradients through φ, or as much as four tensors of tokens if that is more: heads go through in
+rounds that fit it."""
 
 
 class Contraction(NamedTuple):
@@ -91,18 +92,15 @@ def _map_gradients(
     tokens = token_set(table, rate)
 
     buffers = 4 if weights else 2
-    per_round = max(1, min(heads, WORKSPACE_BYTES // (buffers * padded * plan.f * x.element_size())))
+    per_head = buffers * padded * plan.f * x.element_size()
+    rounds = triton.cdiv(heads * per_head, max(WORKSPACE_BYTES, 4 * x.numel() * x.element_size()))
+    per_round = triton.cdiv(heads, rounds)
     work = torch.empty(buffers, per_round, padded, plan.f, dtype=x.dtype, device=x.device)
     features, grad_output = work[0], work[1]
     hidden, grad_hidden = (work[2], work[3]) if weights else (work[0], work[0])
-    products = {
-        "state": plan.float32(heads, plan.d, plan.f) if side.query else plan.float32(0),
-        "mass": plan.float32(heads, plan.f) if side.query else plan.float32(0),
-        "w1": plan.float32(heads, plan.d, plan.f) if weights else plan.float32(0),
-        "b1": plan.float32(heads, plan.f) if weights else plan.float32(0),
-        "w2": plan.float32(heads, plan.f, plan.f) if weights else plan.float32(0),
-        "b2": plan.float32(heads, plan.f) if weights else plan.float32(0),
-    }
+    of_state = plan.float32(heads, plan.d + 1, plan.f) if side.query else None
+    of_w1 = plan.float32(heads, plan.d + 1, plan.f) if weights else None
+    of_w2 = plan.float32(heads, plan.f + 1, plan.f) if weights else None
 
     for first in range(0, heads, per_round):
         now = min(per_round, heads - first)
@@ -151,41 +149,45 @@ def _map_gradients(
             **plan.map_options(cut),
         )
         rows, cut = slice(first, first + now), cuts["token_product"]
-        if side.query:
-            into = products["state"][rows], products["mass"][rows]
-            _token_product(side.scaled, features, side.delta, into, plan, cut, shared | token_set(None, 0))
-        if weights:
-            _token_product(x, grad_hidden, None, (products["w1"][rows], products["b1"][rows]), plan, cut, shared)
-            _token_product(hidden, grad_output, None, (products["w2"][rows], products["b2"][rows]), plan, cut, shared)
+        if of_state is not None:
+            _token_product(side.scaled, features, side.delta, of_state[rows], plan, cut, shared | token_set(None, 0))
+        if of_w1 is not None and of_w2 is not None:
+            _token_product(x, grad_hidden, None, of_w1[rows], plan, cut, shared)
+            _token_product(hidden, grad_output, None, of_w2[rows], plan, cut, shared)
 
-    if side.query:
-        by_head = products["state"].view(plan.b, plan.h, plan.d, plan.f).transpose(2, 3)
-        products["state"] = by_head.contiguous() * side.ratio
-        products["mass"] = products["mass"].view(plan.b, plan.h, plan.f) * -side.ratio
-    if weights:
-        for name in ("w1", "b1", "w2", "b2"):
-            products[name] = products[name].unflatten(0, (plan.b, plan.h)).sum(0)
-    return tuple(products.values())
+    results = []
+    if of_state is not None:
+        product, total = of_state.unflatten(0, (plan.b, plan.h)).split((plan.d, 1), dim=2)
+        results += [product.transpose(2, 3).contiguous() * side.ratio, total.squeeze(2) * -side.ratio]
+    else:
+        results += [plan.float32(0), plan.float32(0)]
+    for stack in (of_w1, of_w2):
+        if stack is not None:
+            product, total = stack.unflatten(0, (plan.b, plan.h)).sum(0).split((stack.shape[1] - 1, 1), dim=1)
+            results += [product.clone(memory_format=torch.contiguous_format), total.reshape(plan.h, plan.f).clone()]
+        else:
+            results += [plan.float32(0), plan.float32(0)]
+    return tuple(results)
 
 
 def _token_product(
-    left: Tensor, right: Tensor, weight: Tensor | None, into: tuple[Tensor, Tensor], plan: Plan, cut: Blocks,
-    shared: dict[str, object],
+    left: Tensor, right: Tensor, weight: Tensor | None, into: Tensor, plan: Plan, cut: Blocks, shared: dict[str, object]
 ) -> None:  # fmt: skip
-    """leftᵀ right and the (weighted) sum of right over the tokens, into `into`; left is b n h d, or work space."""
-    product, total = into
-    heads, height, width = product.shape
+    """leftᵀ right over the tokens, and under it the (weighted) sum of right: heads × (height + 1) × width.
+
+    `left` is a tensor of tokens (b n h d), or in the work space.
+    """
+    heads, height, width = into.shape[0], into.shape[1] - 1, into.shape[2]
     tokens = left.ndim == 4
     padded = right.shape[1]
     grid = (height // plan.d) * (width // plan.d)
     shares, steps = plan.shares(padded // cut.rows, grid * heads)
-    partial, sums = plan.float32(shares, *product.shape), plan.float32(shares, *total.shape)
+    partial = plan.float32(shares, *into.shape)
     token_product_kernel[grid, shares, heads](
         left=left if tokens else plan.matrix_argument(left, cut.rows, plan.d),
         right=plan.matrix_argument(right, cut.rows, plan.d),
         weight=weight,
         product=partial,
-        total=sums,
         steps=steps,
         TOKENS=tokens,
         WEIGHTED=weight is not None,
@@ -195,8 +197,7 @@ def _token_product(
         **shared,
         **plan.options(cut),
     )
-    torch.sum(partial, dim=0, out=product)
-    torch.sum(sums, dim=0, out=total)
+    torch.sum(partial, dim=0, out=into)
 
 
 def attend_gradients(

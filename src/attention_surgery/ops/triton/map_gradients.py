@@ -119,7 +119,7 @@ def input_gradient_kernel(
 
 @triton.jit
 def token_product_kernel(
-    left, right, weight, table, product, total, count, padded, steps, N, H, first,
+    left, right, weight, table, product, count, padded, steps, N, H, first,
     stride_lb, stride_ln, stride_lh, stride_table,
     TOKENS: tl.constexpr, WEIGHTED: tl.constexpr, RATE: tl.constexpr, TABLE: tl.constexpr,
     BM: tl.constexpr, D: tl.constexpr, L: tl.constexpr, R: tl.constexpr, PREC: tl.constexpr,
@@ -128,8 +128,8 @@ def token_product_kernel(
     """leftᵀ right over a share of the tokens, D × D at a time, and the sum of right over them (weighted if WEIGHTED).
 
     Grid: (L · R, splits, heads). `right` (heads · padded × R·D) and, unless TOKENS, `left` (heads · padded × L·D) are
-    in the work space; with TOKENS `left` is a tensor of tokens. Partial results, float32: `product` splits × heads
-    × L·D × R·D and `total` splits × heads × R·D.
+    in the work space; with TOKENS `left` is a tensor of tokens. Partial results, float32: splits × heads ×
+    (L·D + 1) × R·D, the sum in the last row.
     """
     column = tl.program_id(0) % R
     row = tl.program_id(0) // R
@@ -160,13 +160,14 @@ def token_product_kernel(
                 sums += rt.to(tl.float32) * tl.load(weight + token, mask=token < count, other=0.0)[:, None]
             else:
                 sums += rt.to(tl.float32)
-        tl.store(total + (out * R + column) * D + channel, tl.sum(sums, 0))
+        last = out.to(tl.int64) * (L * D + 1) + L * D
+        tl.store(product + last * (R * D) + column * D + channel, tl.sum(sums, 0))
     else:
         for t in range(start, stop, BM):
             rt = load_matrix(right, head * padded + t, column * D, R * D, BM, D, TMA)
             lt = _left(left, table, head * padded, t, row, count, stride_ln, TOKENS, RATE, TABLE, BM, D, L, TMA)
             acc = tl.dot(tl.trans(lt), rt, acc, input_precision=PREC)
-    cell = (out.to(tl.int64) * L + row) * D + channel
+    cell = out.to(tl.int64) * (L * D + 1) + row * D + channel
     tl.store(product + cell[:, None] * (R * D) + column * D + channel[None, :], acc)
 
 
