@@ -1,12 +1,28 @@
 """The command line as a user sees it: help, dry runs, errors, one stage after the other."""
 
+import inspect
 import json
+import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from micro_wan import micro_pipeline
 from test_recipe import SHAPE, finished, world  # noqa: F401 (fixtures)
+
+from attention_surgery.cli import estimates, main
+from attention_surgery.cli.main import COMMANDS as CALLED
+from attention_surgery.distillation import DistillConfig
+from attention_surgery.evaluation import EvaluateConfig, SamplingConfig
+from attention_surgery.finetuning import FinetuneConfig
+from attention_surgery.generation import GenerateConfig
+from attention_surgery.layers import FeatureMap
+from attention_surgery.models.wan import WanSpec
+from attention_surgery.recipe import RecipeConfig
+from attention_surgery.study import StudyConfig, StudyReportConfig
 
 COMMANDS = (
     "run",
@@ -35,10 +51,22 @@ def test_help_lists_every_command():
     assert all(command in result.stdout for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["run", "distill", "finetune"])
-def test_every_flag_is_explained(command):
-    result = surgery(command, "--help")
-    assert result.returncode == 0 and "--dry-run" in result.stdout and "--output" in result.stdout
+def test_help_shows_the_flags_of_settings_with_their_meaning():
+    result = surgery("finetune", "--help")
+    assert result.returncode == 0
+    for words in ("--dry-run", "--output", "--validate-every", "steps between two validations"):
+        assert words in " ".join(result.stdout.split())
+
+
+SETTINGS = (DistillConfig, FinetuneConfig, GenerateConfig, SamplingConfig, EvaluateConfig, RecipeConfig, StudyConfig)
+
+
+@pytest.mark.parametrize("thing", [*CALLED.values(), *SETTINGS, StudyReportConfig], ids=lambda thing: thing.__name__)
+def test_every_flag_is_explained(thing):
+    """What a docstring says of an argument is the flag's help; `a, b: …` would explain neither."""
+    own = [name for name in inspect.signature(thing).parameters]
+    docs = "\n".join(inspect.getdoc(cls) or "" for cls in (getattr(thing, "__mro__", (thing,))))
+    assert [name for name in own if not re.search(rf"^ +{name}: ", docs, re.MULTILINE)] == []
 
 
 def test_profile_says_which_percentage_is_which(world):  # noqa: F811
@@ -53,6 +81,64 @@ def test_dry_runs_write_nothing(world, tmp_path):  # noqa: F811
     for word in ("GiB", "teacher forwards", "steps of 2 videos", "transformer forwards"):
         assert word in " ".join(result.stdout.split())
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["profile"], ("no weights", "no disk")),
+        (["distill", "--prompts", "PROMPTS", "--output", "OUT"], ("FLOP", "teacher forwards", "memory", "disk")),
+        (["select", "--bank", "OUT", "--output", "OUT"], ("meta device", "disk")),
+        (["select", "--bank", "OUT", "--output", "OUT", "--unit", "latency"], ("timed", "memory", "disk")),
+        (["convert", "--bank", "OUT", "--selection", "OUT", "--output", "OUT"], ("memory", "disk")),
+        (["finetune", "--model", "OUT", "--dataset", "VIDEOS", "--output", "OUT"], ("FLOP", "memory", "of 4 videos")),
+        (["generate", "--prompts", "PROMPTS", "--output", "OUT"], ("3 videos", "forwards", "FLOP", "weights", "disk")),
+        (
+            ["evaluate", "--model", "OUT", "--output", "OUT", "--suite", "shapes"],
+            ("200 videos", "forwards", "FLOP", "weights", "disk"),
+        ),
+    ],
+    ids=lambda value: "-".join(value[:1]) if isinstance(value, list) else "",
+)
+def test_a_dry_run_of_each_stage_reads_configs_only(world, tmp_path, monkeypatch, capsys, command, words):  # noqa: F811
+    """The base has no weights, and what earlier stages write is not there."""
+    shutil.copytree(world / "base", tmp_path / "base", ignore=shutil.ignore_patterns("*.safetensors"))
+    places = {"PROMPTS": world / "prompts.txt", "VIDEOS": world / "videos", "OUT": tmp_path / "out"}
+    name, *arguments = (str(places.get(word, word)) for word in command)
+    sized = [] if name in ("convert", "evaluate") else SMALL
+    monkeypatch.setattr("sys.argv", ["x", name, str(tmp_path / "base"), *arguments, *sized, "--dry-run"])
+    main()
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith(f"{name}: ") and all(word in said for word in words), said
+    assert not (tmp_path / "out").exists()
+
+
+def test_dry_runs_count_the_weights_that_are_there():
+    pipe = micro_pipeline()
+    with tempfile.TemporaryDirectory() as folder:
+        pipe.save_pretrained(folder)
+        counted = estimates.read_base(folder).parameters
+    for name, module in {"transformer": pipe.transformer, "text_encoder": pipe.text_encoder, "vae": pipe.vae}.items():
+        assert counted[name] == sum(parameter.numel() for parameter in module.parameters())
+    spec = WanSpec(blocks=3, heads=2, head_dim=12, ffn_dim=48)
+    pair = sum(parameter.numel() for parameter in FeatureMap(2, 12, degree=3, layers=3).parameters())
+    assert estimates.map_parameters(spec, 3, 3) == 2 * pair
+
+
+def test_more_training_needs_more(world):  # noqa: F811
+    """Memory and disk of fine-tuning rise with what is trained and kept."""
+
+    def numbers(**changes):
+        config = FinetuneConfig(num_frames=9, height=64, width=64, **changes)
+        said = estimates.finetuning(str(world / "base"), config, "bfloat16")
+        units = {"KiB": 1, "MiB": 2**10, "GiB": 2**20}
+        return [float(n) * units[unit] for n, unit in re.findall(r"([\d.]+) (KiB|MiB|GiB)", said)]
+
+    full, phi = numbers(trainable="all"), numbers(trainable="phi")
+    assert phi[0] < full[0] and phi[2] < full[2]
+    assert numbers(ema_decay=0.9)[0] > full[0] and numbers(keep_checkpoints=5)[2] == pytest.approx(2 * full[2], rel=0.1)
+    assert numbers(objective="teacher")[0] > full[0]
+    assert numbers(gradient_checkpointing=False)[1] > full[1]
 
 
 def test_errors_are_one_message_and_status_2(tmp_path):

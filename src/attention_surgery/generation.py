@@ -29,7 +29,8 @@ class GenerateConfig:
 
     Args:
         num_frames: frames of a video; Wan wants 4k + 1.
-        height, width: pixels.
+        height: pixels.
+        width: pixels.
         num_inference_steps: denoising steps.
         guidance_scale: classifier-free guidance.
         negative_prompt: what guidance steers away from.

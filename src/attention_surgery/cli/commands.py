@@ -11,7 +11,7 @@ from rich.console import Console
 from .. import cost
 from ..distillation import DistillConfig
 from ..errors import ConfigError
-from ..evaluation import EvaluateConfig, estimate
+from ..evaluation import EvaluateConfig
 from ..evaluation import evaluate as run_evaluation
 from ..experiments import run_experiments
 from ..finetuning import FinetuneConfig
@@ -33,7 +33,8 @@ def run(config: Positional[Path], output: Path, dry_run: bool = False) -> None:
     """Do the whole recipe of a config file in one folder, from where it stands.
 
     Args:
-        config: TOML file; see the documentation for its entries.
+        config: TOML file. Its entries are base, prompts, videos, sample_prompts, num_samples, rates, budget, unit,
+            dtype and device; its tables [distill], [finetune] and [generate] hold these commands' flags, with _ for -.
         output: run folder; `report.html` is written there at the end.
         dry_run: say what it will cost, and stop before anything is loaded or written.
     """
@@ -63,6 +64,7 @@ def profile(
     rate: tuple[str, ...] = (),
     degree: int = 2,
     layers: int = 2,
+    dry_run: bool = False,
 ) -> None:
     """Count what a model's blocks cost, from its config alone.
 
@@ -74,7 +76,11 @@ def profile(
         rate: BLOCK=RATE pairs, such as 0=4 7=linear; the other blocks keep softmax.
         degree: P of the feature map.
         layers: L of the feature map.
+        dry_run: say what it will cost, and stop.
     """
+    if dry_run:
+        console.print(estimates.profiling(base))
+        return
     rates = {}
     for pair in rate:
         block, separator, value = pair.partition("=")
@@ -140,6 +146,7 @@ def select(
     num_frames: int = 81,
     height: int = 480,
     width: int = 832,
+    dry_run: bool = False,
 ) -> None:
     """Choose a rate for every block: the least error that a budget allows, exactly.
 
@@ -152,14 +159,24 @@ def select(
         num_frames: frames of the video that costs are counted for.
         height: pixels.
         width: pixels.
+        dry_run: say what it will cost, and stop.
     """
-    result = stages.select_stage(
-        base, bank, output, budget=budget, unit=unit, num_frames=num_frames, height=height, width=width
-    )
+    size = {"num_frames": num_frames, "height": height, "width": width}
+    if dry_run:
+        console.print(estimates.selection(base, unit, size))
+        return
+    result = stages.select_stage(base, bank, output, budget=budget, unit=unit, **size)
     console.print_json(data=result)
 
 
-def convert(base: Positional[str], bank: Path, selection: Path, output: Path, dtype: Dtype = "bfloat16") -> None:
+def convert(
+    base: Positional[str],
+    bank: Path,
+    selection: Path,
+    output: Path,
+    dtype: Dtype = "bfloat16",
+    dry_run: bool = False,
+) -> None:
     """Write a converted model, as a checkpoint of its feature maps.
 
     Args:
@@ -168,7 +185,11 @@ def convert(base: Positional[str], bank: Path, selection: Path, output: Path, dt
         selection: JSON file of select.
         output: folder of the checkpoint.
         dtype: of its weights.
+        dry_run: say what it will cost, and stop.
     """
+    if dry_run:
+        console.print(estimates.conversion(base, dtype=dtype))
+        return
     stages.convert_stage(base, bank, stages.read_rates(selection), output, dtype=getattr(torch, dtype))
     console.print(f"checkpoint: {output}")
 
@@ -196,7 +217,7 @@ def finetune(
         dry_run: say what it will cost, and stop.
     """
     if dry_run:
-        console.print(estimates.finetuning(base, config))
+        console.print(estimates.finetuning(base, config, dtype, dataset=dataset))
         return
     stages.finetune_stage(
         base, model, dataset, output, output / "model", config=config, dtype=getattr(torch, dtype), device=device
@@ -230,7 +251,7 @@ def generate(
     """
     lines = stages.read_prompts(prompts)
     if dry_run:
-        console.print(estimates.generation(base, len(lines), config))
+        console.print(estimates.generation(base, len(lines), config, dtype))
         return
     stages.generate_stage(
         base,
@@ -245,13 +266,17 @@ def generate(
     console.print(f"{len(lines)} videos in {output}")
 
 
-def report(run: Positional[Path], output: Path | None = None) -> None:
+def report(run: Positional[Path], output: Path | None = None, dry_run: bool = False) -> None:
     """Write a run's report again, as one self-contained HTML file.
 
     Args:
         run: run folder.
         output: file to write; report.html in the folder if not given.
+        dry_run: say what it will cost, and stop.
     """
+    if dry_run:
+        console.print(estimates.reporting(run))
+        return
     console.print(f"report: {build_report(run, output)}")
 
 
@@ -280,7 +305,7 @@ def evaluate(
         dry_run: say what it will cost, and stop.
     """
     if dry_run:
-        console.print(str(estimate(config, output)))
+        console.print(estimates.evaluation(base, config, output, dtype))
         return
     place = {"dtype": getattr(torch, dtype), "device": device}
     outcome = run_evaluation(

@@ -22,10 +22,15 @@ class DistillConfig:
         num_inference_steps: denoising steps of a trajectory.
         guidance_scale: of the trajectory. Conditional and unconditional activations are both learned.
         negative_prompt: of the trajectory.
-        num_frames, height, width: shape of the trajectory, in frames and pixels.
+        num_frames: frames of the trajectory's video; Wan wants 4k + 1.
+        height: pixels.
+        width: pixels.
         max_sequence_length: text tokens, as the pipeline pads them.
-        degree, layers: of φ (P and L).
-        normalizer, pattern: of the hybrid attention.
+        degree: P, the highest power in φ.
+        layers: L, the depth of φ.
+        normalizer: of the hybrid attention; "mean", or "max" for Eq. 5 as the paper has it.
+        pattern: which tokens keep softmax attention; "stride" is the paper's.
+        backend: computes the hybrid attention, as in `hybrid_attention`.
         attention_loss_queries: query rows sampled per update by loss="attention".
         memory_gib: bound on what distillation holds beside the pipeline; decides how many blocks are trained in one
             pass over the trajectories, and how many denoising steps are cached at once (`plan_distillation`).
@@ -54,6 +59,7 @@ class DistillConfig:
     layers: int = 2  # §4
     normalizer: Normalizer = "mean"
     pattern: Pattern = "stride"
+    backend: Literal["auto", "eager", "triton"] = "auto"
     attention_loss_queries: int = 256
     memory_gib: float = 16.0
     checkpoint_every: int = 1
@@ -64,6 +70,8 @@ class DistillConfig:
             raise ConfigError(f"loss {self.loss!r} does not exist; expected 'value' (Eq. 7) or 'attention' (Eq. 6)")
         if self.lr_schedule not in ("linear", "constant"):
             raise ConfigError(f"lr_schedule {self.lr_schedule!r} does not exist; expected 'linear' or 'constant'")
+        if self.backend not in ("auto", "eager", "triton"):
+            raise ConfigError(f"backend {self.backend!r} does not exist; expected 'auto', 'eager' or 'triton'")
         for name in ("lr", "memory_gib"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected a number above 0")

@@ -33,8 +33,11 @@ class EvaluateConfig:
         gpus: GPUs that judge, one dimension on each at a time. None named: one at a time, where the tool puts itself.
         flickering_videos: videos per prompt of VBench's temporal flickering; above 5, VBench's static filter keeps the
             first five static ones, as its authors ask for.
-        num_prompts, split: captions of "shapes", of combinations held out of training or seen in it.
-        resamples, confidence, bootstrap_seed: of the intervals.
+        num_prompts: captions of "shapes".
+        split: whether those captions are combinations held out of training or seen in it.
+        resamples: of the bootstrap that gives the intervals.
+        confidence: of the intervals.
+        bootstrap_seed: of the resamples.
     """
 
     suite: Literal["vbench", "vbench2", "shapes"] = "shapes"

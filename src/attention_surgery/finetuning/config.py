@@ -17,25 +17,32 @@ class FinetuneConfig:
         trainable: "all" parameters, the feature maps ("phi"), or LoRA adapters with the feature maps ("lora").
         objective: "flow" matches data as Wan was trained, "teacher" matches the softmax model's velocity, "both" adds
             the second with `teacher_weight`.
-        teacher_weight: see `objective`.
+        teacher_weight: of the teacher's part in objective "both".
         gradient_accumulation_steps: micro-batches per optimizer step.
         gradient_checkpointing: recompute each block in the backward.
         mixed_precision: "bf16" computes in bfloat16 on float32 weights; "no" in the weights' own precision.
-        weight_decay, max_grad_norm, warmup_steps: of the optimizer; the rate is constant after the warm-up.
+        weight_decay: AdamW's.
+        max_grad_norm: longer gradients are cut to it.
+        warmup_steps: over which the rate rises to `lr`; it is constant after them.
         ema_decay: of averaged weights, which then are the result; 0 for none.
         caption_dropout: share of samples trained with the empty caption, for classifier-free guidance.
         timestep_sampling: of t before the shift, "uniform" or "logit_normal".
-        shift: of the timesteps; None takes the pipeline scheduler's.
+        shift: of the timesteps towards noise; None takes the pipeline scheduler's.
         lora_rank: of the adapters on attention and feed-forward layers.
-        num_frames, height, width, fps: what videos are brought to; frames are 4k + 1 for Wan.
+        num_frames: frames that are taken of every video; Wan wants 4k + 1.
+        height: pixels that videos are scaled to and cropped at.
+        width: pixels, likewise.
+        fps: frames per second that videos are brought to.
         max_sequence_length: text tokens, as the pipeline pads them.
         skip_bad: leave out videos that cannot be used, with a warning that counts them, instead of stopping.
         heldout_videos: videos at the end of the list that are never trained on; the held-out loss is measured on them.
         evaluate_every: steps between two measurements of the held-out loss, which is also taken at step 0 and the end.
         validation_prompts: sampled at step 0 and every `validate_every` steps.
-        validate_every: 0 for never.
-        validation_steps, validation_guidance: sampling settings of the validation videos.
-        checkpoint_every, keep_checkpoints: steps between checkpoints, and how many of the last are kept.
+        validate_every: steps between two validations; 0 for never.
+        validation_steps: denoising steps of a validation video.
+        validation_guidance: classifier-free guidance of a validation video.
+        checkpoint_every: steps between two checkpoints.
+        keep_checkpoints: how many of the last are kept.
         trackers: accelerate's trackers beside the JSONL log, such as "tensorboard" or "wandb".
         seed: of order, noise and timesteps, which do not depend on the number of processes.
 

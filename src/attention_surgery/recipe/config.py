@@ -34,7 +34,9 @@ class RecipeConfig:
         unit: what the budget counts, "flops" or measured "latency".
         dtype: weights and activations of the pipeline.
         device: where it runs; "auto" takes a GPU if there is one.
-        distill, finetune, generate: settings of these stages.
+        distill: settings of the distillation, a table of the flags of `attention-surgery distill`.
+        finetune: settings of the fine-tuning, likewise.
+        generate: settings of the sampling, likewise.
     """
 
     base: str = "tiny-wan"

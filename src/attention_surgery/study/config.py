@@ -17,9 +17,11 @@ class StudyConfig:
     a margin chosen once the votes are known would prove nothing.
 
     Args:
-        ours, baseline: folders of videos; every file of one has its namesake in the other.
+        ours: folder of videos.
+        baseline: folder of videos with the same names; every file of one has its namesake in the other.
         database: SQLite file of the votes; made when it does not exist, resumed when it does.
-        ours_name, baseline_name: what the report calls the two; None: the folders' names. Raters never see them.
+        ours_name: what the report calls ours; None: the folder's name. Raters never see it.
+        baseline_name: what the report calls the baseline, likewise.
         labels: CSV or JSON with the `dimension` and the `prompt` of each name; see `read_labels`. Prompts are shown.
         seeds: None: every file is a prompt of its own. Otherwise files are named `{prompt}-{seed}.mp4`, as VBench
             names them, and these seeds of every prompt are shown.
@@ -27,7 +29,8 @@ class StudyConfig:
             raters were given so far.
         margin: largest difference, as the share of votes for ours minus the share for the baseline, that still counts
             as "no difference"; the report then tests for equivalence. None: it does not.
-        title, question: what the page says; question None: one that fits, with or without prompts.
+        title: heading of the page.
+        question: what the page asks; None: one that fits, with or without prompts.
         watch_fully: whether the answers unlock only when a pair was played to its end once.
         seed: of the order and the sides; each rater's are drawn from this and the rater's id.
         host: address to listen on. The default can be reached from this machine only.
