@@ -342,16 +342,25 @@ def experiment(
     output: Path = Path("runs/experiments"),
     quick: bool = False,
     seeds: tuple[int, ...] = (),
+    device: str = "auto",
+    processes: int = 1,
+    minutes: float | None = None,
 ) -> None:
     """Repeat the paper's experiments, and some more, on tiny-wan.
 
     Args:
-        names: table3 table4 table5 table6 figure3 figure4 figure5 normalizer pattern recovery; all if none is named.
+        names: figure3 activation normalizer pattern table3 table4 table5 figure5 recovery table6 figure4; all if none
+            is named.
         output: folder of rows, tables and figures; a second call goes on there.
         quick: minutes instead of hours, to see that everything works; its numbers mean nothing.
-        seeds: do only these seeds now, so that several processes share the work.
+        seeds: do only these seeds now.
+        device: auto takes a GPU if there is one.
+        processes: how many share the work.
+        minutes: start nothing new after so long; a second call goes on.
     """
-    pages = run_experiments(names, output, quick=quick, seeds=seeds)
+    pages = run_experiments(
+        names, output, quick=quick, seeds=seeds, device=device, processes=processes, minutes=minutes
+    )
     for name, page in pages.items():
         console.print(f"{name}: {page}")
     if not pages:

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..files import digest
 from ..layers.capture import capture
 from ..ops import hybrid_attention
+from ..ops.hybrid import Backend
 from ..ops.tokens import Grid
 from ..rates import Rate
 from .bank import FeatureMapBank, FeatureMapPair, FeatureMapSpec
@@ -32,6 +33,9 @@ def measure_errors(
         config: shape, steps, guidance and seed of the trajectories; normalizer and pattern are the bank's.
     """
     errors: dict[str, list[float]] = {}
+    pairs = [pair for row in bank.pairs.values() for pair in row.values()]
+    for pair in pairs:
+        pair.to(pipe._execution_device)
     for number, prompt in enumerate(prompts):
         seed = int(digest([config.seed, "measure", number])[:12], 16)
         found = trajectory_errors(
@@ -39,6 +43,8 @@ def measure_errors(
         )
         for key, values in found.items():
             errors.setdefault(key, []).extend(values)
+    for pair in pairs:
+        pair.to("cpu")
     return mean_errors(errors, bank.blocks, bank.rates)
 
 
@@ -68,7 +74,7 @@ def trajectory_errors(
 
     def measure(block: int, q: Tensor, k: Tensor, v: Tensor, y: Tensor) -> None:
         for rate, pair in bank.pairs[block].items():
-            error = relative_error(y, student(bank.spec, pair, rate, (q, k, v, y), grid))
+            error = relative_error(y, student(bank.spec, pair, rate, (q, k, v, y), grid, config.backend))
             errors[f"{block}/{rate}"].append(error.item())
 
     with capture(pipe.transformer, blocks, measure):
@@ -76,9 +82,18 @@ def trajectory_errors(
     return errors
 
 
-def student(spec: FeatureMapSpec, pair: FeatureMapPair, rate: Rate, item: Item, grid: Grid) -> Tensor:
+def student(spec: FeatureMapSpec, pair: FeatureMapPair, rate: Rate, item: Item, grid: Grid, backend: Backend) -> Tensor:
     """What a block's hybrid attention makes of the teacher's q, k and v."""
     q, k, v, _ = item
     return hybrid_attention(
-        q, k, v, pair.phi_q, pair.phi_k, rate=rate, normalizer=spec.normalizer, pattern=spec.pattern, grid=grid
+        q,
+        k,
+        v,
+        pair.phi_q,
+        pair.phi_k,
+        rate=rate,
+        normalizer=spec.normalizer,
+        pattern=spec.pattern,
+        grid=grid,
+        backend=backend,
     )

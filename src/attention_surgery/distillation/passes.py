@@ -134,7 +134,7 @@ class DistillationPass:
     def _loss(self, pair: FeatureMapPair, rate: Rate, item: Item, generator: torch.Generator) -> Tensor:
         q, k, _, y = item
         if self.config.loss == "value":
-            return value_loss(y, student(self.bank.spec, pair, rate, item, self.grid))
+            return value_loss(y, student(self.bank.spec, pair, rate, item, self.grid, self.config.backend))
         rows = torch.randperm(q.shape[1], generator=generator)[: self.config.attention_loss_queries]
         return attention_loss(
             q,

@@ -1,6 +1,11 @@
 """The paper's experiments and some more, on the embedded tiny-wan: one command each, resumable."""
 
-from .plans import EXPERIMENTS
-from .run import run_experiments
+from typing import TYPE_CHECKING
 
-__all__ = ["EXPERIMENTS", "run_experiments"]
+from ..lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .plans import EXPERIMENTS as EXPERIMENTS
+    from .run import run_experiments as run_experiments
+else:
+    __getattr__, __dir__, __all__ = lazy_names(__name__, plans=["EXPERIMENTS"], run=["run_experiments"])

@@ -5,30 +5,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from ..files import write_atomic
 from ..generation import read_video
+from ..rates import Rate
 from ..report.figures import INK, MUTED, RATE_COLORS
-from .laboratory import Laboratory
-from .trial import Trial
+from .plans import Experiment
+from .records import Row
 
 FRAMES = 4
+TOTAL = "Total − teacher"
 
 
-def errors(path: Path, banks: Mapping[str, Sequence[dict[str, Any]]]) -> None:
+def errors(path: Path, banks: Mapping[str, Sequence[Row]]) -> None:
     """Mean error of every block, one panel per rate, one line per maps; bars span the seeds."""
     rates = list(dict.fromkeys(rate for rows in banks.values() for rate in rows[0]["errors"]["0"]))
     figure = Figure(figsize=(2.6 * len(rates) + 1.4, 2.8), layout="constrained")
     for axes, rate in zip(figure.subplots(1, len(rates), sharey=True, squeeze=False)[0], rates, strict=True):
-        for color, (label, rows) in zip(RATE_COLORS, banks.items(), strict=False):
+        for color, (label, rows) in zip(_colors(len(banks)), banks.items(), strict=True):
             if rate in rows[0]["errors"]["0"]:
                 values = np.array([[row["errors"][block][rate] for block in row["errors"]] for row in rows])
                 mean = values.mean(0)
                 spread = np.abs(np.stack([values.min(0), values.max(0)]) - mean)
                 axes.errorbar(range(len(mean)), mean, yerr=spread, fmt="o-", ms=3, lw=1.2, color=color, label=label)
-        axes.set_title("linear" if rate == "linear" else f"R = {rate}", fontsize=9)
+        axes.set_title(_rate_name(rate), fontsize=9)
         axes.set_xlabel("block", fontsize=8)
         axes.set_ylim(bottom=0)
         _tidy(axes)
@@ -38,40 +41,81 @@ def errors(path: Path, banks: Mapping[str, Sequence[dict[str, Any]]]) -> None:
     _save(figure, path)
 
 
-def scores(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Total score and velocity error of every trial, against the FLOPs that remain."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for row, color in zip(rows, _colors(rows), strict=True):
-        x = row["remaining FLOPs %"]
-        base = row["Total"] - row["Total - teacher"]
-        low, high = row["Total low"], row["Total high"]
-        bounds = None if low is None else [[row["Total"] - base - low], [base + high - row["Total"]]]
-        left.errorbar([x], [row["Total"]], yerr=bounds, fmt="o", ms=4, lw=1, color=color, label=row["trial"])
-        velocity = row["velocity error"]
-        span = [[velocity - row["velocity low"]], [row["velocity high"] - velocity]]
-        right.errorbar([x], [velocity], yerr=span, fmt="o", ms=4, lw=1, color=color, label=row["trial"])
-    left.axhline(base, color=MUTED, lw=1, ls="--")
-    left.annotate(
-        "teacher", (1, base), xycoords=("axes fraction", "data"), fontsize=8, color=MUTED, va="bottom", ha="right"
-    )
-    left.set_ylabel("total score, %", fontsize=8)
-    right.set_ylabel("velocity error", fontsize=8)
-    right.set_ylim(bottom=0)
+def scores(path: Path, plan: Experiment, rows: Sequence[Row]) -> None:
+    """Total score less the teacher's, and velocity error, of every trial: by label, remaining FLOPs or steps."""
+    draw = {"labels": _by_label, "flops": _by_flops, "steps": _by_steps}[plan.axis]
+    tall = 0.26 * len(rows) + 1.1 if plan.axis == "labels" else 3.4
+    figure = Figure(figsize=(9, tall), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=plan.axis == "labels")
+    draw(figure, left, right, plan, rows)
     for axes in (left, right):
-        axes.set_xlabel("remaining FLOPs of the blocks, %", fontsize=8)
         _tidy(axes)
-    figure.legend(*right.get_legend_handles_labels(), frameon=False, fontsize=7, loc="outside right center")
     _save(figure, path)
 
 
-def frames(path: Path, laboratory: Laboratory, shown: Mapping[str, Trial | None]) -> None:
+def _by_label(figure: Figure, left: Any, right: Any, plan: Experiment, rows: Sequence[Row]) -> None:
+    """A line each, the first at the top."""
+    places = range(len(rows))
+    for place, row in zip(places, rows, strict=True):
+        left.errorbar([row[TOTAL]], [place], xerr=_total_bars(row), fmt="o", ms=4, lw=1, color=RATE_COLORS[0])
+        right.errorbar([row["velocity error"]], [place], xerr=_velocity_bars(row), fmt="o", ms=4, lw=1, color=INK)
+    left.set_yticks(places, [row["trial"] for row in rows])
+    left.set_ylim(len(rows) - 0.5, -0.5)
+    left.axvline(0, color=MUTED, lw=1, ls="--")
+    left.set_xlabel("total score − the teacher's, percentage points", fontsize=8)
+    right.set_xlabel("velocity error", fontsize=8)
+    right.set_xlim(left=0)
+
+
+def _by_flops(figure: Figure, left: Any, right: Any, plan: Experiment, rows: Sequence[Row]) -> None:
+    """A colour per rate, a point per number of blocks."""
+    rates = list(dict.fromkeys(trial.rate for trial in plan.trials.values()))
+    for rate, color in zip(rates, RATE_COLORS, strict=False):
+        found = [row for row in rows if plan.trials[row["trial"]].rate == rate]
+        x = [row["remaining FLOPs %"] for row in found]
+        for axes, name, bars in ((left, TOTAL, _total_bars), (right, "velocity error", _velocity_bars)):
+            spans = [bars(row) for row in found]
+            whole = None if any(span is None for span in spans) else np.concatenate(spans, axis=1)
+            y = [row[name] for row in found]
+            axes.errorbar(x, y, yerr=whole, fmt="o-", ms=4, lw=1, color=color, label=_rate_name(rate))
+            for row, at, value in zip(found, x, y, strict=True):
+                label = str(plan.trials[row["trial"]].blocks)
+                axes.annotate(label, (at, value), xytext=(4, 3), textcoords="offset points", fontsize=7, color=color)
+    left.axhline(0, color=MUTED, lw=1, ls="--")
+    left.set_ylabel("total score − the teacher's, points", fontsize=8)
+    right.set_ylabel("velocity error", fontsize=8)
+    right.set_ylim(bottom=0)
+    for axes in (left, right):
+        axes.set_xlabel("remaining FLOPs of the blocks, % (numbers: converted blocks)", fontsize=8)
+    right.legend(frameon=False, fontsize=8)
+
+
+def _by_steps(figure: Figure, left: Any, right: Any, plan: Experiment, rows: Sequence[Row]) -> None:
+    """A line per objective, from what they start at."""
+    for objective, color in (("flow", RATE_COLORS[0]), ("teacher", RATE_COLORS[2])):
+        found = [row for row in rows if not (t := plan.trials[row["trial"]]).steps or t.objective == objective]
+        x = [plan.trials[row["trial"]].steps for row in found]
+        for axes, name, bars in ((left, TOTAL, _total_bars), (right, "velocity error", _velocity_bars)):
+            spans = [bars(row) for row in found]
+            whole = None if any(span is None for span in spans) else np.concatenate(spans, axis=1)
+            label = "flow matching" if objective == "flow" else "the teacher's velocity"
+            axes.errorbar(x, [row[name] for row in found], yerr=whole, fmt="o-", ms=4, lw=1, color=color, label=label)
+    left.axhline(0, color=MUTED, lw=1, ls="--")
+    left.set_ylabel("total score − the teacher's, points", fontsize=8)
+    right.set_ylabel("velocity error", fontsize=8)
+    right.set_ylim(bottom=0)
+    for axes in (left, right):
+        axes.set_xlabel("fine-tuning steps", fontsize=8)
+    right.legend(frameon=False, fontsize=8)
+
+
+def frames(path: Path, caption: str, files: Mapping[str, Path]) -> None:
     """The same caption and noise through every model: a row each, frames at equal distances."""
-    clips = {label: read_video(laboratory.clip(trial, 0)) for label, trial in shown.items()}
+    clips = {label: read_video(file) for label, file in files.items()}
     side, gap, margin = 128, 4, 170
     sheet = Image.new("RGB", (margin + FRAMES * (side + gap), 24 + len(clips) * (side + gap)), "white")
     draw = ImageDraw.Draw(sheet)
-    draw.text((4, 6), laboratory.captions[0], fill="black")
+    draw.text((4, 6), caption, fill="black")
     for row, (label, clip) in enumerate(clips.items()):
         top = 24 + row * (side + gap)
         draw.text((4, top + side // 2), label, fill="black")
@@ -82,10 +126,23 @@ def frames(path: Path, laboratory: Laboratory, shown: Mapping[str, Trial | None]
         sheet.save(temporary, format="PNG")
 
 
-def _colors(rows: Sequence[dict[str, Any]]) -> list[Any]:
-    import matplotlib
+def _total_bars(row: Row) -> Any:
+    """Distances from the difference of totals to its bounds, (2, 1); None without bounds."""
+    low, high = row["Total low"], row["Total high"]
+    return None if low is None else np.abs([[row[TOTAL] - low], [high - row[TOTAL]]])
 
-    return [matplotlib.colormaps["turbo"](0.05 + 0.9 * i / max(1, len(rows) - 1)) for i in range(len(rows))]
+
+def _velocity_bars(row: Row) -> Any:
+    value = row["velocity error"]
+    return np.array([[value - row["velocity low"]], [row["velocity high"] - value]])
+
+
+def _rate_name(rate: Rate | str) -> str:
+    return "linear" if rate == "linear" else f"R = {rate}"
+
+
+def _colors(count: int) -> Sequence[Any]:
+    return RATE_COLORS[:count] if count <= len(RATE_COLORS) else colormaps["tab10"].colors[:count]  # type: ignore[attr-defined]
 
 
 def _tidy(axes: Any) -> None:

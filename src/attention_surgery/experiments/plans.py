@@ -1,16 +1,18 @@
 """The experiments: which trials each consists of, by the labels of its table or figure.
 
-tiny-wan has 8 blocks where Wan2.1 1.3B has 30; 15, 20, 25 and 30 of 30 become 4, 5, 7 and 8 of 8.
+tiny-wan has 8 blocks where Wan2.1 1.3B has 30; 10, 15, 20, 25 and 30 of 30 become 3, 4, 5, 7 and 8 of 8.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from ..rates import Normalizer, Pattern, Rate
 from .trial import Maps, Scale, Trial
 
-HALF, TWO_THIRDS, MOST, ALL = 4, 5, 7, 8
+THIRD, HALF, TWO_THIRDS, MOST, ALL = 3, 4, 5, 7, 8
 BASE = Maps()
+ONE_RATE = Maps(rates=(8,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +22,14 @@ class Experiment:
     Args:
         title: a heading.
         trials: label → trial; scored.
-        banks: label → distillation, of which only the errors are wanted.
+        banks: label → distillation, whose errors are wanted.
         pairs: (label, label): differences that are reported with an interval, second minus first.
         lengths: measure the errors of `banks` at `Scale.lengths` too.
+        dead: report the share of features that no longer learn.
         frames: labels whose clips are shown side by side.
+        shown: dimensions of the judge to report beside the summaries.
+        axis: what the figure of scores runs over.
+        extra: a further table: "correlations" of error and outcome over the trials, or the "grid" of Table 6.
     """
 
     title: str
@@ -31,7 +37,11 @@ class Experiment:
     banks: Mapping[str, Maps] = field(default_factory=dict)
     pairs: tuple[tuple[str, str], ...] = ()
     lengths: bool = False
+    dead: bool = False
     frames: tuple[str, ...] = ()
+    shown: tuple[str, ...] = ()
+    axis: Literal["labels", "flops", "steps"] = "labels"
+    extra: Literal["", "correlations", "grid"] = ""
 
 
 def table3(scale: Scale) -> Experiment:
@@ -39,12 +49,14 @@ def table3(scale: Scale) -> Experiment:
     rows: list[tuple[int, Rate]] = [(HALF, "linear"), (TWO_THIRDS, 8)]
     trials, pairs = {}, []
     for blocks, rate in rows:
-        for distilled in (False, True):
-            trial = Trial(blocks=blocks, rate=rate, distilled=distilled, steps=scale.steps)
-            trials[f"{trial.name} {'distilled' if distilled else 'not distilled'}"] = trial
-        pairs.append((f"{trial.name} not distilled", f"{trial.name} distilled"))
+        one, two = (Trial(blocks=blocks, rate=rate, distilled=d, steps=scale.steps) for d in (False, True))
+        trials |= {f"{one.name} not distilled": one, f"{two.name} distilled": two}
+        pairs.append((f"{one.name} not distilled", f"{two.name} distilled"))
     return Experiment(
-        title="Distilled or not (Table 3, Fig. 6)", trials=trials, pairs=tuple(pairs), frames=tuple(trials)
+        title="Distilled or not, both fine-tuned (Table 3, Fig. 6)",
+        trials=trials,
+        pairs=tuple(pairs),
+        frames=tuple(trials),
     )
 
 
@@ -62,29 +74,30 @@ def table4(scale: Scale) -> Experiment:
 
 def table5(scale: Scale) -> Experiment:
     """Attention against value distillation."""
-    trials, pairs = {}, []
+    losses = {"attention": Maps(loss="attention", rates=(8,)), "value": BASE}
+    trials, pairs = {}, [("attention", "value")]
     for blocks in (TWO_THIRDS, HALF):
-        for loss, maps in (("attention", Maps(loss="attention", rates=(8,))), ("value", BASE)):
-            trial = Trial(maps=maps, blocks=blocks, rate=8, steps=scale.steps)
-            trials[f"{trial.name} {loss}"] = trial
-        pairs.append((f"{trial.name} attention", f"{trial.name} value"))
-    return Experiment(title="Distillation loss (Table 5)", trials=trials, pairs=tuple(pairs))
+        one, two = (Trial(maps=maps, blocks=blocks, rate=8, steps=scale.steps) for maps in losses.values())
+        trials |= {f"{one.name} attention": one, f"{two.name} value": two}
+        pairs.append((f"{one.name} attention", f"{two.name} value"))
+    return Experiment(
+        title="Distillation loss (Table 5)", trials=trials, banks=losses, pairs=tuple(pairs), shown=("motion",)
+    )
 
 
 def table6(scale: Scale) -> Experiment:
     """Degree and depth of φ."""
-    trials, banks = {}, {}
-    for degree, layers in ((2, 2), (3, 2), (4, 2), (6, 3)):
+    trials, banks, pairs = {}, {}, []
+    for degree, layers in ((6, 3), (4, 2), (3, 2), (2, 2)):
         if layers <= scale.most_layers:
-            maps = BASE if (degree, layers) == (2, 2) else Maps(degree=degree, layers=layers, rates=(8,))
-            banks[f"P={degree} L={layers}"] = maps
-            trials[f"P={degree} L={layers}"] = Trial(maps=maps, blocks=TWO_THIRDS, rate=8, steps=scale.steps)
-    labels = list(trials)
+            maps, label = Maps(degree=degree, layers=layers, rates=(8,)), f"P={degree} L={layers}"
+            banks[label] = BASE if (degree, layers) == (BASE.degree, BASE.layers) else maps
+            for blocks in (THIRD, HALF, TWO_THIRDS):
+                trial = Trial(maps=banks[label], blocks=blocks, rate=8, steps=scale.steps)
+                trials[f"{label} {trial.name}"] = trial
+            pairs.append(("P=2 L=2", label))
     return Experiment(
-        title="Degree and depth of φ (Table 6)",
-        trials=trials,
-        banks=banks,
-        pairs=tuple((labels[0], label) for label in labels[1:]),
+        title="Degree and depth of φ (Table 6)", trials=trials, banks=banks, pairs=tuple(pairs[:-1]), extra="grid"
     )
 
 
@@ -94,7 +107,7 @@ def figure3(scale: Scale) -> Experiment:
 
 
 def figure4(scale: Scale) -> Experiment:
-    """Before and after fine-tuning, by blocks and rate."""
+    """Before and after fine-tuning, by blocks and rate; and before both, for one of them."""
     trials = {}
     for blocks in (HALF, TWO_THIRDS, MOST):
         for rate in (2, 8):
@@ -102,7 +115,14 @@ def figure4(scale: Scale) -> Experiment:
                 trial = Trial(blocks=blocks, rate=rate, steps=steps)
                 trials[f"{trial.name} {'fine-tuned' if steps else 'distilled'}"] = trial
     pairs = tuple((label, label.replace("distilled", "fine-tuned")) for label in trials if "distilled" in label)
-    return Experiment(title="Before and after fine-tuning (Fig. 4)", trials=trials, pairs=pairs, frames=tuple(trials))
+    raw = Trial(blocks=TWO_THIRDS, rate=8, distilled=False, steps=0)
+    trials = {f"{raw.name} converted only": raw, **trials}
+    return Experiment(
+        title="Before and after distillation and fine-tuning (Fig. 4)",
+        trials=trials,
+        pairs=pairs,
+        frames=tuple(trials),
+    )
 
 
 def figure5(scale: Scale) -> Experiment:
@@ -115,19 +135,25 @@ def figure5(scale: Scale) -> Experiment:
     return Experiment(
         title="Score against remaining FLOPs (Fig. 5), and what predicts it",
         trials={trial.name: trial for trial in trials},
+        axis="flops",
+        extra="correlations",
     )
 
 
 def normalizer(scale: Scale) -> Experiment:
     """max (Eq. 5) against mean, also at other lengths."""
     names: tuple[Normalizer, ...] = ("max", "mean")
-    banks = {name: BASE if name == "mean" else Maps(normalizer=name) for name in names}
-    trials = {name: Trial(maps=maps, blocks=TWO_THIRDS, rate=8, steps=scale.steps) for name, maps in banks.items()}
+    banks = {name: BASE if name == "mean" else Maps(normalizer=name, rates=(2, 4, 8)) for name in names}
+    trials = {f"{name} 5×R8": Trial(maps=maps, blocks=TWO_THIRDS, rate=8, steps=0) for name, maps in banks.items()}
+    trials |= {
+        f"{name} 5×R8 fine-tuned": Trial(maps=maps, blocks=TWO_THIRDS, rate=8, steps=scale.steps)
+        for name, maps in banks.items()
+    }
     return Experiment(
         title="Normalizer: the row maximum of Eq. 5 against the mean exponential",
         trials=trials,
         banks=banks,
-        pairs=(names,),
+        pairs=(names, ("max 5×R8", "mean 5×R8"), ("max 5×R8 fine-tuned", "mean 5×R8 fine-tuned")),
         lengths=True,
     )
 
@@ -136,12 +162,38 @@ def pattern(scale: Scale) -> Experiment:
     """Which tokens keep softmax, at equal cost."""
     names: tuple[Pattern, ...] = ("stride", "staggered", "lattice")
     banks = {name: BASE if name == "stride" else Maps(pattern=name, rates=(2, 8)) for name in names}
-    trials = {name: Trial(maps=maps, blocks=TWO_THIRDS, rate=8, steps=scale.steps) for name, maps in banks.items()}
+    trials = {f"{name} 5×R8": Trial(maps=maps, blocks=TWO_THIRDS, rate=8, steps=0) for name, maps in banks.items()}
+    trials |= {
+        f"{name} 5×R8 fine-tuned": Trial(maps=maps, blocks=TWO_THIRDS, rate=8, steps=scale.steps)
+        for name, maps in banks.items()
+    }
+    pairs = [
+        (f"stride{end}", f"{name}{end}")
+        for end in ("", " 5×R8", " 5×R8 fine-tuned")
+        for name in ("staggered", "lattice")
+    ]
+    return Experiment(title="Token pattern at equal cost", trials=trials, banks=banks, pairs=tuple(pairs))
+
+
+def activation(scale: Scale) -> Experiment:
+    """Non-linearities, initial weights and learning rate of φ, by distillation error alone."""
+    banks = {
+        "ours (SiLU, squareplus, natural scale, lr 5e-3)": ONE_RATE,
+        "final softplus": Maps(rates=(8,), final="softplus"),
+        "final ReLU": Maps(rates=(8,), final="relu"),
+        "final ELU + 1": Maps(rates=(8,), final="elu+1"),
+        "hidden GELU": Maps(rates=(8,), hidden="gelu"),
+        "hidden ReLU": Maps(rates=(8,), hidden="relu"),
+        "weights as PyTorch draws them": Maps(rates=(8,), weights="pytorch"),
+        "lr 1e-3": Maps(rates=(8,), lr=1e-3),
+        "lr 1e-2": Maps(rates=(8,), lr=1e-2),
+    }
+    first = next(iter(banks))
     return Experiment(
-        title="Token pattern at equal cost",
-        trials=trials,
+        title="Non-linearities, initial weights and learning rate of φ",
         banks=banks,
-        pairs=(("stride", "staggered"), ("stride", "lattice")),
+        pairs=tuple((first, label) for label in banks if label != first),
+        dead=True,
     )
 
 
@@ -155,11 +207,12 @@ def recovery(scale: Scale) -> Experiment:
                 trials[label] = Trial(blocks=ALL, rate=8, steps=steps, objective=objective)
         if steps:
             pairs.append((f"flow {steps}", f"teacher {steps}"))
-    return Experiment(title="Recovery: objective and steps", trials=trials, pairs=tuple(pairs))
+    return Experiment(title="Recovery: objective and steps", trials=trials, pairs=tuple(pairs), axis="steps")
 
 
 EXPERIMENTS: dict[str, Callable[[Scale], Experiment]] = {
     "figure3": figure3,
+    "activation": activation,
     "normalizer": normalizer,
     "pattern": pattern,
     "table3": table3,
@@ -167,7 +220,7 @@ EXPERIMENTS: dict[str, Callable[[Scale], Experiment]] = {
     "table5": table5,
     "figure5": figure5,
     "recovery": recovery,
-    "figure4": figure4,
     "table6": table6,
+    "figure4": figure4,
 }
 """By the name that the command line takes, in the order in which they are run."""

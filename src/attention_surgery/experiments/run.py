@@ -1,18 +1,29 @@
 """`run_experiments`: do what is missing, then write the tables and figures of what is there."""
 
+import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..files import read_json, write_json
+from ..files import append_jsonl, read_json, write_json
 from ..progress import progress
-from .laboratory import Laboratory
+from .agenda import agenda, needs
 from .plans import EXPERIMENTS, Experiment
+from .records import Item, Records, Row
 from .trial import FULL, QUICK, Scale
+from .workers import Site, perform
 
 
 def run_experiments(
-    names: Sequence[str], folder: str | Path, *, quick: bool = False, seeds: Sequence[int] = ()
+    names: Sequence[str],
+    folder: str | Path,
+    *,
+    quick: bool = False,
+    seeds: Sequence[int] = (),
+    device: str = "auto",
+    processes: int = 1,
+    minutes: float | None = None,
 ) -> dict[str, Path]:
     """Run the experiments `names` on tiny-wan in `folder`; stopped at any point, the same call goes on.
 
@@ -20,25 +31,39 @@ def run_experiments(
         names: of `EXPERIMENTS`; all of them if empty.
         folder: of the results: rows as JSON lines, then a table and a figure per experiment.
         quick: a run that only exercises everything, in minutes; its numbers mean nothing.
-        seeds: do only these seeds now, so that several processes share the work; tables need all of them.
+        seeds: do only these seeds now; tables need all of them.
+        device: a torch device; "auto" takes a GPU if there is one. Not needed when every result is there.
+        processes: that share the work; on a GPU they share it, too.
+        minutes: start nothing new after so long.
 
     Returns:
-        name → its Markdown table, of the experiments whose results are complete.
+        name → its Markdown page, of the experiments whose results are complete.
 
     Raises:
-        ConfigError: an experiment or seed that does not exist, or a folder that was made at another scale.
+        ConfigError: an experiment or seed that does not exist, fewer than one process, or a folder that was made at
+            another scale.
+        RunError: one of several processes ended by itself.
     """
     folder, scale = Path(folder), QUICK if quick else FULL
     plans = select_plans(names, scale)
     for seed in seeds:
         if seed not in scale.seeds:
             raise ConfigError(f"seed {seed} is not one of {scale.seeds}")
+    if processes < 1:
+        raise ConfigError(f"processes is {processes}; expected at least 1")
     claim(folder, "quick" if quick else "full")
-    for seed in seeds or scale.seeds:
-        do_seed(plans, Laboratory(folder, scale, seed))
-    from .summary import summarise  # matplotlib is only needed now
+    records = Records(folder, scale)
+    do_missing(
+        plans,
+        records,
+        seeds or scale.seeds,
+        device=device,
+        processes=processes,
+        until=None if minutes is None else time.monotonic() + 60 * minutes,
+    )
+    from .summary import summarise  # matplotlib and SciPy are only needed now
 
-    return {name: path for name, plan in plans.items() if (path := summarise(name, plan, folder, scale)) is not None}
+    return {name: path for name, plan in plans.items() if (path := summarise(name, plan, records)) is not None}
 
 
 def select_plans(names: Sequence[str], scale: Scale) -> dict[str, Experiment]:
@@ -58,27 +83,34 @@ def claim(folder: Path, scale: str) -> None:
         raise ConfigError(f"{folder} holds {before} results, not {scale} ones; give another folder")
 
 
-def do_seed(plans: dict[str, Experiment], laboratory: Laboratory) -> None:
-    """Errors first, which are cheap, then every trial."""
-    banks = list(dict.fromkeys(maps for plan in plans.values() for maps in plan.banks.values()))
-    lengths = [
-        (maps, frames)
-        for plan in plans.values()
-        if plan.lengths
-        for maps in plan.banks.values()
-        for frames in laboratory.scale.lengths
-    ]
-    trials = list(dict.fromkeys(trial for plan in plans.values() for trial in plan.trials.values()))
-    total = len(banks) + len(lengths) + 1 + len(trials)
-    with progress(f"seed {laboratory.seed}", total) as advance:
-        for maps in banks:
-            laboratory.bank(maps)
-            advance("distilled")
-        for maps, frames in lengths:
-            laboratory.errors_at(maps, frames)
-            advance(f"errors at {frames} frames")
-        laboratory.teacher()
-        advance("teacher")
-        for trial in trials:
-            laboratory.trial(trial)
-            advance(trial.name)
+def do_missing(
+    plans: dict[str, Experiment],
+    records: Records,
+    seeds: Sequence[int],
+    *,
+    device: str = "auto",
+    processes: int = 1,
+    until: float | None = None,
+) -> None:
+    """Do every item that has no result, and log how long the call took in `calls.jsonl`."""
+    items = agenda(plans, records, seeds)
+    if not items:
+        return
+    done, start = 0, time.monotonic()
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    with progress("experiments", len(items)) as advance:
+
+        def keep(item: Item, result: Row) -> None:
+            nonlocal done
+            if item.kind != "videos":
+                records.append(item, result)
+            done += 1
+            advance(str(item))
+
+        try:
+            site = Site(records.folder, records.scale, device, threads)
+            perform(items, site, processes=processes, needs=needs, keep=keep, until=until)
+        finally:
+            spent = round((time.monotonic() - start) / 60, 2)
+            row = {"experiments": list(plans), "processes": processes, "minutes": spent, "done": done}
+            append_jsonl(records.folder / "calls.jsonl", row | {"left": len(items) - done})

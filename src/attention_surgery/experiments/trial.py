@@ -13,8 +13,12 @@ from ..rates import Normalizer, Pattern, Rate
 from ..shapes import FPS, FRAMES, HEIGHT, WIDTH
 from ..teacher.config import TeacherConfig
 
-SHAPE: dict[str, int] = {"num_frames": FRAMES, "height": HEIGHT, "width": WIDTH}
+SHAPE: dict[str, Any] = {"num_frames": FRAMES, "height": HEIGHT, "width": WIDTH}
 RATES: tuple[Rate, ...] = (2, 4, 8, "linear")
+
+Hidden = Literal["silu", "gelu", "relu"]
+Final = Literal["squareplus", "softplus", "relu", "elu+1"]
+Weights = Literal["natural", "pytorch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +27,9 @@ class Maps:
 
     Args:
         rates: at which maps are learned, for every block.
-        loss, degree, layers, normalizer, pattern: as in `DistillConfig`.
+        loss, degree, layers, normalizer, pattern, lr: as in `DistillConfig`.
+        hidden, final: non-linearities of φ; the defaults are the library's.
+        weights: how φ is drawn: at its natural scale, as the library does, or as `torch.nn.Linear` draws.
     """
 
     rates: tuple[Rate, ...] = RATES
@@ -32,6 +38,15 @@ class Maps:
     layers: int = 2
     normalizer: Normalizer = "mean"
     pattern: Pattern = "stride"
+    lr: float = 5e-3
+    hidden: Hidden = "silu"
+    final: Final = "squareplus"
+    weights: Weights = "natural"
+
+    @property
+    def varied(self) -> bool:
+        """Whether φ is another one than the library's, of which only errors can be measured."""
+        return (self.hidden, self.final, self.weights) != ("silu", "squareplus", "natural")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,23 +84,26 @@ class Scale:
         seeds: each repeats everything with other prompts, captions, noises and initial weights.
         captions: judged clips per seed; each seed has captions of its own.
         sampling_steps: denoising steps of a judged clip.
-        trajectories, trajectory_steps, heldout_prompts: of distillation.
+        trajectories, trajectory_steps, updates_per_batch, heldout_prompts: of distillation, which takes
+            trajectories · 2 trajectory_steps · updates_per_batch steps.
         steps: of fine-tuning.
-        batch_size, videos: of fine-tuning.
+        batch_size, videos, heldout_videos: of fine-tuning.
         probes: held-out clips that the velocity error is measured on.
         lengths: frames at which the errors of normalizers are compared.
         most_layers: deepest φ of the degree-and-depth experiment, to leave out the slow ones.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    captions: int = 16
+    captions: int = 32
     sampling_steps: int = 12
-    trajectories: int = 6
+    trajectories: int = 12
     trajectory_steps: int = 10
+    updates_per_batch: int = 2
     heldout_prompts: int = 2
-    steps: int = 30
-    batch_size: int = 4
-    videos: int = 96
+    steps: int = 100
+    batch_size: int = 8
+    videos: int = 256
+    heldout_videos: int = 2
     probes: int = 8
     lengths: tuple[int, ...] = (9, 17, 33)
     most_layers: int = 3
@@ -96,15 +114,17 @@ class Scale:
 
     def distillation(self, maps: Maps, seed: int) -> DistillConfig:
         """Settings of distilling `maps`."""
-        options = {name: value for name, value in dataclasses.asdict(maps).items() if name != "rates"}
+        names = ("loss", "lr", "degree", "layers", "normalizer", "pattern")
         return DistillConfig(
-            lr=5e-3,
             num_trajectories=self.trajectories,
             num_inference_steps=self.trajectory_steps,
+            updates_per_batch=self.updates_per_batch,
             heldout_prompts=self.heldout_prompts,
             guidance_scale=TeacherConfig.guidance,
+            checkpoint_every=max(1, self.trajectories // 3),
+            backend="eager",  # which takes every φ
             seed=seed,
-            **options,
+            **{name: getattr(maps, name) for name in names},
             **SHAPE,
         )
 
@@ -117,9 +137,9 @@ class Scale:
             objective=trial.objective,
             mixed_precision="no",
             gradient_checkpointing=False,
-            heldout_videos=2,
+            heldout_videos=self.heldout_videos,
             evaluate_every=trial.steps,
-            checkpoint_every=30,
+            checkpoint_every=50,
             keep_checkpoints=1,
             fps=FPS,
             seed=seed,
@@ -148,13 +168,15 @@ FULL = Scale()
 QUICK = Scale(
     seeds=(0,),
     captions=2,
-    sampling_steps=2,
+    sampling_steps=1,
     trajectories=1,
     trajectory_steps=1,
+    updates_per_batch=1,
     heldout_prompts=1,
     steps=1,
     batch_size=1,
     videos=6,
+    heldout_videos=1,
     probes=1,
     lengths=(9, 17),
     most_layers=2,
