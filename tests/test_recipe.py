@@ -12,10 +12,12 @@ import torch
 from micro_wan import micro_pipeline
 
 import attention_surgery as asg
-from attention_surgery.errors import ConfigError, DataError, RunError
+from attention_surgery.errors import CheckpointError, ConfigError, DataError, RunError
 from attention_surgery.generation import read_video, write_video
 from attention_surgery.pipelines import load_pipeline
 from attention_surgery.recipe import RecipeConfig, read_config, run
+from attention_surgery.recipe.folder import RunFolder
+from attention_surgery.recipe.stages import generate_stage, read_rates
 from attention_surgery.report import build_report
 
 SHAPE = "num_frames = 9\nheight = 64\nwidth = 64\nmax_sequence_length = 16\n"
@@ -176,6 +178,58 @@ def test_run_folders_are_not_mixed(world, finished, tmp_path):
     with pytest.raises(RunError, match="not empty"):
         run(config, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_does_not_go_on_with_other_prompts(world, finished, tmp_path):
+    """Videos of the old prompts would stand under the new ones."""
+    config = dataclasses.replace(read_config(world / "recipe.toml"), sample_prompts=str(tmp_path / "samples.txt"))
+    (tmp_path / "samples.txt").write_text("ball\nblue ball\n")
+    run_folder = tmp_path / "run"
+    RunFolder(run_folder).claim(config.to_dict() | {"lines": {}})
+    with pytest.raises(RunError, match=r"lines\.sample_prompts"):
+        run(config, run_folder)
+    assert [path.name for path in run_folder.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"format": 2}'])
+def test_damaged_and_newer_run_folders_are_named(world, tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(RunError, match=r"damaged|another version"):
+        run(read_config(world / "recipe.toml"), tmp_path)
+
+
+def test_videos_of_other_settings_are_not_kept(world, finished, tmp_path):
+    settings = read_config(world / "recipe.toml").generate
+    options = {"config": settings, "dtype": torch.float32, "device": "cpu"}
+
+    def generate(prompts, checkpoint=None, **changes):
+        return generate_stage(str(world / "base"), checkpoint, prompts, tmp_path / "videos", **options | changes)
+
+    with pytest.raises(ConfigError, match="num_frames is 8; this model takes 7 or 9"):
+        generate(["ball"], config=dataclasses.replace(settings, num_frames=8))
+    with pytest.raises(CheckpointError):
+        (tmp_path / "none").mkdir()
+        generate(["ball"], tmp_path / "none")
+    assert not (tmp_path / "videos").exists()
+    generate(["ball"])
+    before = (tmp_path / "videos" / "0000.mp4").stat().st_mtime_ns
+    generate(["ball"])
+    assert (tmp_path / "videos" / "0000.mp4").stat().st_mtime_ns == before
+    for change in (
+        {"prompts": ["a red ball"]},
+        {"prompts": ["ball"], "checkpoint": finished / "model"},
+        {"prompts": ["ball"], "first_seed": 1},
+        {"prompts": ["ball"], "config": dataclasses.replace(settings, guidance_scale=1.0)},
+    ):
+        with pytest.raises(RunError, match="made with other settings"):
+            generate(**change)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"rates": {"a": 2}}', '{"rates": {"0": 0}}'])
+def test_a_choice_that_is_none_is_named(tmp_path, content):
+    (tmp_path / "s.json").write_text(content)
+    with pytest.raises(DataError, match=r"s\.json is no choice of rates"):
+        read_rates(tmp_path / "s.json")
 
 
 def test_loading_takes_the_transformer_that_is_passed(world):

@@ -187,7 +187,7 @@ def reporting(run: Path) -> str:
 
 def recipe(config: RecipeConfig) -> str:
     """All stages of a run."""
-    phi = {"degree": config.distill.degree, "layers": config.distill.layers}
+    phi: dict[str, Any] = {"degree": config.distill.degree, "layers": config.distill.layers}
     return "\n".join(
         (
             profiling(config.base),

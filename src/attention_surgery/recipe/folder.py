@@ -26,25 +26,9 @@ class RunFolder:
         """Write `settings` into an empty folder, or check that they are the folder's own.
 
         Raises:
-            RunError: a folder in use for something else, made by a newer version, or with other settings.
+            RunError: as `is_claimed`.
         """
-        file = self.path / "config.json"
-        if not file.exists():
-            if self.path.exists() and any(self.path.iterdir()):
-                raise RunError(f"{self.path} is not empty and holds no run; give another folder")
-            write_json(file, {"format": FORMAT} | settings)
-            return
-        before = read_json(file)
-        if before.get("format") != FORMAT:
-            raise RunError(f"{self.path} was made by another version (format {before.get('format')!r}, not {FORMAT})")
-        one, two = _flat(before), _flat({"format": FORMAT} | settings)
-        changed = [
-            f"{key}: {one.get(key)!r} → {two.get(key)!r}"
-            for key in sorted(one.keys() | two.keys())
-            if one.get(key) != two.get(key)
-        ]
-        if changed:
-            raise RunError(f"{self.path} was made with other settings ({'; '.join(changed)}); give another folder")
+        claim(self.path, "config.json", settings)
 
     def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Run `work` unless stage `name` is done; return what it reported, then or now.
@@ -63,6 +47,42 @@ class RunFolder:
         """The finished stages, by name, in order."""
         file = self.path / "stages.jsonl"
         return {row["stage"]: row for row in read_jsonl(file)} if file.exists() else {}
+
+
+def claim(folder: Path, name: str, settings: dict[str, Any]) -> None:
+    """Write `settings` to the file `name` of an empty folder, or check that they are the folder's own."""
+    if not is_claimed(folder, name, settings):
+        write_json(folder / name, {"format": FORMAT} | settings)
+
+
+def is_claimed(folder: Path, name: str, settings: dict[str, Any]) -> bool:
+    """Whether `folder` is in use for these settings; it is free otherwise.
+
+    Raises:
+        RunError: a folder in use for something else, made by a newer version, with other settings, or damaged.
+    """
+    file = folder / name
+    settings = {"format": FORMAT} | settings
+    if not file.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise RunError(f"{folder} is not empty and holds no {name} of a run; give another folder")
+        return False
+    try:
+        before = read_json(file)
+    except ValueError as error:
+        raise RunError(f"{file} is damaged ({error}); give another folder") from error
+    if not isinstance(before, dict) or before.get("format") != FORMAT:
+        made = before.get("format") if isinstance(before, dict) else None
+        raise RunError(f"{folder} was made by another version (format {made!r}, not {FORMAT})")
+    one, two = _flat(before), _flat(settings)
+    changed = [
+        f"{key}: {one.get(key)!r} → {two.get(key)!r}"
+        for key in sorted(one.keys() | two.keys())
+        if one.get(key) != two.get(key)
+    ]
+    if changed:
+        raise RunError(f"{folder} was made with other settings ({'; '.join(changed)}); give another folder")
+    return True
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

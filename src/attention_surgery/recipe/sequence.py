@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from .. import shapes
-from ..files import write_json, write_text
+from ..files import digest, write_json, write_text
 from ..generation import read_video
 from ..pipelines import EMBEDDED
 from ..rates import Rate
@@ -40,7 +40,9 @@ def run(config: RecipeConfig, folder: str | Path) -> Path:
         RunError: `folder` is in use for something else, or was made with other settings.
     """
     at = RunFolder(Path(folder))
-    at.claim(config.to_dict())
+    given = {name: getattr(config, name) for name in ("prompts", "sample_prompts")}
+    lines = {name: digest(read_prompts(file)) for name, file in given.items() if file}
+    at.claim(config.to_dict() | {"lines": lines})
     path = at.path
     dtype = getattr(torch, config.dtype)
     place = {"dtype": dtype, "device": config.device}

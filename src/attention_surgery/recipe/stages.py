@@ -1,5 +1,7 @@
 """The stages of a surgery, each from and to files, each resumable. The command line and `run` call the same ones."""
 
+import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,12 @@ from ..files import read_json, write_json
 from ..finetuning import FinetuneConfig, finetune
 from ..generation import GenerateConfig, generate, write_video
 from ..models import HybridWanTransformer3DModel, convert_
+from ..models.wan import read_wan
 from ..pipelines import load_pipeline, resolve_base
 from ..progress import progress
 from ..rates import Rate, parse_rate
 from ..selection import homogeneous_rates, pareto_front, select_rates
+from .folder import claim, is_claimed
 
 
 def read_prompts(path: str | Path) -> list[str]:
@@ -33,8 +37,11 @@ def read_prompts(path: str | Path) -> list[str]:
 
 
 def read_rates(path: str | Path) -> dict[int, Rate]:
-    """The rates that `select_stage` wrote."""
-    return {int(block): parse_rate(str(rate)) for block, rate in read_json(path)["rates"].items()}
+    """The rates that `select_stage` wrote. DataError if the file is something else."""
+    try:
+        return {int(block): parse_rate(str(rate)) for block, rate in read_json(path)["rates"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is no choice of rates, as `select` writes it: {error!r}") from error
 
 
 def distill_stage(
@@ -125,11 +132,29 @@ def generate_stage(
     device: str,
     first_seed: int = 0,
 ) -> dict[str, Any]:
-    """One video per prompt at `folder/0000.mp4` …, of the base model or a hybrid checkpoint; those there are kept."""
+    """One video per prompt at `folder/0000.mp4` …, of the base model or a hybrid checkpoint; those there are kept.
+
+    `folder/generate.json` says what they were made with.
+
+    Raises:
+        ConfigError: a video size that the model does not take.
+        RunError: `folder` holds something else, or videos of other prompts, seeds, settings or weights.
+    """
+    settings = {
+        "base": base,
+        "checkpoint": None if checkpoint is None else _checkpoint_digest(checkpoint),
+        "prompts": {f"{i:04d}": prompt for i, prompt in enumerate(prompts)},
+        "first_seed": first_seed,
+        "dtype": str(dtype).removeprefix("torch."),
+        "sampling": dataclasses.asdict(config),
+    }
+    read_wan(resolve_base(base)).grid(config.num_frames, config.height, config.width)
+    is_claimed(folder, "generate.json", settings)
     missing = [i for i in range(len(prompts)) if not (folder / f"{i:04d}.mp4").exists()]
     if missing:
         components = {} if checkpoint is None else {"transformer": load_hybrid(base, checkpoint, dtype=dtype)}
         pipe = load_pipeline(base, dtype=dtype, device=device, **components)
+        claim(folder, "generate.json", settings)
         pipe.set_progress_bar_config(disable=True)
         with progress(f"generate {folder.name}", len(prompts), done=len(prompts) - len(missing)) as advance:
             for i in missing:
@@ -137,6 +162,15 @@ def generate_stage(
                 write_video(folder / f"{i:04d}.mp4", video, fps=config.fps)
                 advance("")
     return {"videos": len(prompts)}
+
+
+def _checkpoint_digest(folder: Path) -> str:
+    """Tells checkpoints apart by their configs and the first mebibyte of each file of weights."""
+    hasher = hashlib.sha256()
+    for file in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors")):
+        with open(file, "rb") as content:
+            hasher.update(f"{file.name} {file.stat().st_size}".encode() + content.read(2**20))
+    return hasher.hexdigest()
 
 
 def profile_stage(
