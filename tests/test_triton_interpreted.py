@@ -14,10 +14,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from micro_wan import micro_transformer
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import attention_surgery as asg
 from attention_surgery.errors import ConfigError, TensorError
+from attention_surgery.models import hybrid_processors
 from attention_surgery.ops import hybrid, naive
 
 pytest.importorskip("triton")
@@ -388,6 +390,34 @@ def test_compiles_in_one_graph(normalizer) -> None:
     grads = torch.autograd.grad(compiled, [*leaves, *phis[0].parameters()], dy)
     assert torch.equal(compiled, expected)
     assert all(torch.equal(a, b) for a, b in zip(grads, expected_grads, strict=True))
+
+
+@interpreted
+def test_a_converted_model_trains_on_the_kernels() -> None:
+    """Output and gradients of PyTorch's path: as it is, with gradient checkpointing, and with compiled blocks."""
+    torch.manual_seed(0)
+    model = micro_transformer(attention_head_dim=32, ffn_dim=64, num_layers=2)
+    asg.convert_(model, asg.HybridConfig(rates={0: 4, 1: 2}, normalizer="mean"))
+    latents, text, time = torch.randn(1, 4, 3, 8, 8), torch.randn(1, 5, 16), torch.tensor([500])
+
+    def step() -> list[torch.Tensor]:
+        model.zero_grad()
+        y = model(hidden_states=latents, timestep=time, encoder_hidden_states=text).sample
+        y.square().mean().backward()
+        return [y.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+    expected = step()
+    for processor in hybrid_processors(model).values():
+        processor.backend = "triton"
+    results = {"plain": step()}
+    model.enable_gradient_checkpointing()
+    results["checkpointed"] = step()
+    model.disable_gradient_checkpointing()
+    model.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+    results["compiled"] = step()
+    for name, found in results.items():
+        for got, wanted in zip(found, expected, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6, msg=name)
 
 
 @interpreted
