@@ -1,6 +1,8 @@
 """The public surface: the fixed names, and nothing else under `attention_surgery`."""
 
 import inspect
+import subprocess
+import sys
 
 import attention_surgery as asg
 
@@ -58,3 +60,9 @@ def test_errors_are_one_tree():
     classes = [value for value in vars(errors).values() if inspect.isclass(value)]
     assert all(issubclass(value, asg.SurgeryError) for value in classes)
     assert issubclass(errors.RateError, ValueError) and not issubclass(errors.CheckpointError, ValueError)
+
+
+def test_help_waits_for_no_heavy_import():
+    code = "import sys, attention_surgery.cli; print(*(x for x in sys.modules if '.' not in x))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "tyro" in found and not {"torch", "diffusers", "transformers", "scipy", "matplotlib", "av"} & set(found)

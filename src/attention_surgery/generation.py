@@ -6,9 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from .errors import ConfigError, DataError
@@ -86,6 +84,8 @@ def generate(
     Raises:
         DataError: no prompts, or another number of seeds than prompts.
     """
+    import torch  # settings do not wait for it
+
     config = config or GenerateConfig()
     if not prompts or len(prompts) != len(seeds):
         raise DataError(f"generate needs one seed per prompt, and at least one; got {len(prompts)} and {len(seeds)}")
@@ -98,6 +98,8 @@ def write_video(path: str | Path, frames: NDArray[np.uint8], *, fps: int) -> Non
     """Write uint8 frames (f, h, w, 3) as an H.264 mp4 that browsers play, atomically. Odd sizes are padded by one."""
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
         raise DataError(f"a video is uint8 (f, h, w, 3); got {frames.dtype} {frames.shape}")
+    import av
+
     padding = ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0))
     frames = np.pad(frames, padding, mode="edge")
     with write_atomic(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
@@ -111,6 +113,8 @@ def write_video(path: str | Path, frames: NDArray[np.uint8], *, fps: int) -> Non
 
 def read_video(path: str | Path) -> NDArray[np.uint8]:
     """Decode a video file to uint8 frames (f, h, w, 3). DataError, naming the file, if it does not decode."""
+    import av
+
     try:
         with av.open(str(path)) as container:
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]

@@ -1,28 +1,22 @@
-"""The commands. Each is a function whose arguments are its flags."""
+"""The commands. Each is a function whose arguments are its flags.
+
+What takes seconds to import (PyTorch, diffusers) is imported when a command runs: help does not wait for it.
+"""
 
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 import tyro
 from rich.console import Console
 
-from .. import cost
 from ..distillation import DistillConfig
 from ..errors import ConfigError
 from ..evaluation import EvaluateConfig
-from ..evaluation import evaluate as run_evaluation
-from ..experiments import run_experiments
 from ..finetuning import FinetuneConfig
 from ..generation import GenerateConfig
-from ..pipelines import load_pipeline, resolve_base
 from ..rates import Rate, parse_rate
-from ..recipe import read_config, stages
-from ..recipe import run as run_recipe
-from ..report import build_report
-from ..study import StudyConfig, StudyReportConfig, serve, study_report
-from . import estimates
+from ..study import StudyConfig, StudyReportConfig
 
 Dtype = Literal["float32", "bfloat16"]
 Positional = tyro.conf.Positional
@@ -38,6 +32,10 @@ def run(config: Positional[Path], output: Path, dry_run: bool = False) -> None:
         output: run folder; `report.html` is written there at the end.
         dry_run: say what it will cost, and stop before anything is loaded or written.
     """
+    from ..recipe import read_config
+    from ..recipe import run as run_recipe
+    from . import estimates
+
     settings = read_config(config)
     if dry_run:
         console.print(estimates.recipe(settings))
@@ -78,6 +76,10 @@ def profile(
         layers: L of the feature map.
         dry_run: say what it will cost, and stop.
     """
+    from .. import cost
+    from ..pipelines import resolve_base
+    from . import estimates
+
     if dry_run:
         console.print(estimates.profiling(base))
         return
@@ -121,6 +123,11 @@ def distill(
         device: auto takes a GPU if there is one.
         dry_run: say what it will cost, and stop.
     """
+    import torch
+
+    from ..recipe import stages
+    from . import estimates
+
     candidates: tuple[Rate, ...] = tuple(parse_rate(rate) for rate in rates)
     if dry_run:
         console.print(estimates.distillation(base, candidates, config, dtype))
@@ -161,6 +168,9 @@ def select(
         width: pixels.
         dry_run: say what it will cost, and stop.
     """
+    from ..recipe import stages
+    from . import estimates
+
     size = {"num_frames": num_frames, "height": height, "width": width}
     if dry_run:
         console.print(estimates.selection(base, unit, size))
@@ -187,6 +197,11 @@ def convert(
         dtype: of its weights.
         dry_run: say what it will cost, and stop.
     """
+    import torch
+
+    from ..recipe import stages
+    from . import estimates
+
     if dry_run:
         console.print(estimates.conversion(base, dtype=dtype))
         return
@@ -216,6 +231,11 @@ def finetune(
         device: auto takes a GPU if there is one.
         dry_run: say what it will cost, and stop.
     """
+    import torch
+
+    from ..recipe import stages
+    from . import estimates
+
     if dry_run:
         console.print(estimates.finetuning(base, config, dtype, dataset=dataset))
         return
@@ -249,6 +269,11 @@ def generate(
         device: auto takes a GPU if there is one.
         dry_run: say what it will cost, and stop.
     """
+    import torch
+
+    from ..recipe import stages
+    from . import estimates
+
     lines = stages.read_prompts(prompts)
     if dry_run:
         console.print(estimates.generation(base, len(lines), config, dtype))
@@ -274,6 +299,9 @@ def report(run: Positional[Path], output: Path | None = None, dry_run: bool = Fa
         output: file to write; report.html in the folder if not given.
         dry_run: say what it will cost, and stop.
     """
+    from ..report import build_report
+    from . import estimates
+
     if dry_run:
         console.print(estimates.reporting(run))
         return
@@ -304,6 +332,13 @@ def evaluate(
         device: auto takes a GPU if there is one.
         dry_run: say what it will cost, and stop.
     """
+    import torch
+
+    from ..evaluation import evaluate as run_evaluation
+    from ..pipelines import load_pipeline
+    from ..recipe import stages
+    from . import estimates
+
     if dry_run:
         console.print(estimates.evaluation(base, config, output, dtype))
         return
@@ -331,6 +366,8 @@ def study(
     Args:
         config: of the page or of the report.
     """
+    from ..study import serve, study_report
+
     if isinstance(config, StudyConfig):
         serve(config)
     else:
@@ -358,6 +395,8 @@ def experiment(
         processes: how many share the work.
         minutes: start nothing new after so long; a second call goes on.
     """
+    from ..experiments import run_experiments
+
     pages = run_experiments(
         names, output, quick=quick, seeds=seeds, device=device, processes=processes, minutes=minutes
     )
