@@ -12,10 +12,11 @@ from PIL import Image, ImageDraw
 from ..files import write_atomic
 from ..generation import read_video
 from ..rates import Rate
-from ..report.figures import INK, MUTED, RATE_COLORS
 from .plans import Experiment
 from .records import Row
 
+INK, MUTED = "#1f2933", "#8a94a0"
+RATE_COLORS = ("#0b6e99", "#3f9142", "#d9822b", "#a23b72", "#5c4b99", "#7a7a52")
 FRAMES = 4
 TOTAL = "Total − teacher"
 
