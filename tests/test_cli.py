@@ -182,5 +182,5 @@ def test_stage_by_stage(world, finished, tmp_path):  # noqa: F811
         "--device", "cpu", *small,
     )  # fmt: skip
     assert videos.returncode == 0, videos.stderr
-    assert [path.name for path in Path(tmp_path / "videos").iterdir()] == ["0000.mp4"]
+    assert [path.name for path in Path(tmp_path / "videos").glob("*.mp4")] == ["0000.mp4"]
     assert "max_sequence_length" in SHAPE

@@ -1,24 +1,36 @@
 """The whole recipe on a pipeline of toy size: one folder, stopped and started, one report; and its settings."""
 
+import base64
 import dataclasses
 import html.parser
 import importlib
+import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from micro_wan import micro_pipeline
+from PIL import Image
 
 import attention_surgery as asg
+from attention_surgery import shapes
 from attention_surgery.errors import CheckpointError, ConfigError, DataError, RunError
+from attention_surgery.evaluation import Difference, EvaluationReport
+from attention_surgery.files import write_json
 from attention_surgery.generation import read_video, write_video
 from attention_surgery.pipelines import load_pipeline
 from attention_surgery.recipe import RecipeConfig, read_config, run
 from attention_surgery.recipe.folder import RunFolder
+from attention_surgery.recipe.sequence import judge_run
 from attention_surgery.recipe.stages import generate_stage, read_rates
 from attention_surgery.report import build_report
+from attention_surgery.report.figures import errors_figure
+from attention_surgery.study import StudyConfig, StudyReportConfig, study_report
+from attention_surgery.study.store import StudyStore
+from attention_surgery.study.videos import Pair
 
 SHAPE = "num_frames = 9\nheight = 64\nwidth = 64\nmax_sequence_length = 16\n"
 
@@ -106,13 +118,16 @@ def test_teacher_distilled_and_hybrid_are_three_models(finished):
 class Page(html.parser.HTMLParser):
     def __init__(self) -> None:
         super().__init__()
-        self.titles, self.videos, self.links, self.inside = [], [], [], False
+        self.titles, self.videos, self.images, self.links, self.inside = [], [], [], [], False
 
     def handle_starttag(self, tag, attrs):
         self.inside = tag == "h2"
         attributes = dict(attrs)
         if tag == "video":
             self.videos.append(attributes["src"])
+        if tag == "img":
+            content = base64.b64decode(attributes["src"].partition(";base64,")[2])
+            self.images.append(Image.open(io.BytesIO(content)).size)
         self.links += [attributes[name] for name in ("src", "href") if attributes.get(name, "").startswith("http")]
 
     def handle_data(self, data):
@@ -125,8 +140,10 @@ def test_report_is_one_file_with_every_section(finished):
     page.feed((finished / "report.html").read_text())
     assert page.links == []
     assert len(page.videos) == 6 and all(src.startswith("data:video/mp4;base64,") for src in page.videos)
+    assert len(page.images) == 6 and all(size == (6 * (112 + 2) - 2, 112) for size in page.images)
     assert page.titles == [
         "Videos, same prompts and seeds",
+        "Frames side by side",
         "Cost before and after",
         "Error of each block by rate, after distillation",
         "Choice of rates",
@@ -137,8 +154,71 @@ def test_report_is_one_file_with_every_section(finished):
     ]
 
 
-def test_report_of_a_foreign_folder(tmp_path):
-    with pytest.raises(RunError, match="no run folder"):
+def test_report_shows_scores_evaluations_and_studies_where_they_are(finished, tmp_path):
+    run_folder = tmp_path / "run"
+    shutil.copytree(finished, run_folder)
+    means = {name: 0.5 for name in ("total", "color", "semantic", "quality")}
+    difference = {name: {"value": -0.04, "interval": [-12.5, 3.0]} for name in means} | {
+        "color": {"value": 1.0, "interval": None}
+    }
+    variants = dict.fromkeys(("teacher", "distilled", "hybrid"), means)
+    write_json(run_folder / "scores.json", {"videos": 2, "variants": variants, "difference": difference})
+    rows = (
+        Difference(
+            name="scene",
+            kind="dimension",
+            teacher=96.0,
+            student=95.5,
+            difference=-0.5,
+            interval=(-1.25, 0.25),
+            prompts=72,
+        ),
+        Difference(name="Total", kind="total", teacher=83.31, student=83.0, difference=-0.31, interval=None),
+    )
+    for suite in ("VBench", "Shapes"):
+        report = EvaluationReport(
+            suite=suite, teacher="<Wan>", student="15×R2", rows=rows, confidence=0.9, notes=("one left out",)
+        )
+        report.write(run_folder / f"evaluation-{suite}")
+    config = StudyConfig(ours=tmp_path / "ours", baseline=tmp_path / "theirs", margin=0.2)
+    pairs = [
+        Pair(name=f"{i}.mp4", prompt=str(i), caption=None, dimensions=("d",), ours_digest="o", baseline_digest="b")
+        for i in range(4)
+    ]
+    store = StudyStore.create(tmp_path / "v.sqlite", config.fixed_settings(), pairs)
+    for rater in ("anna", "ben"):
+        state = store.enter(rater)
+        while state.question:
+            state = store.vote(state.question.token, "left")
+    study_report(StudyReportConfig(database=store.path, output_dir=run_folder / "study", resamples=200))
+
+    text = build_report(run_folder).read_text().replace("\N{NO-BREAK SPACE}", " ")
+    page = Page()
+    page.feed(text)
+    assert page.links == [] and len(page.images) == 7
+    assert page.titles[2:6] == [
+        "Scores of the exact judge",
+        "Shapes: 15×R2 against <Wan>",
+        "VBench: 15×R2 against <Wan>",
+        "Blind study: ours against theirs",
+    ]
+    assert "+0.0 [-12.5, +3.0]" in text and "<td>+1.0</td>" in text  # no -0.0, and no interval where there is none
+    assert "-0.50 [-1.25, +0.25]" in text and "90% bootstrap interval" in text and "one left out" in text
+    assert "8 votes by 2 raters on 4 prompts" in text and "within the margin of ±20 points" in text
+    order = [text.index(f">{name}</td>") for name in ("color", "quality", "semantic", "total")]
+    assert order == sorted(order)
+
+
+def test_every_rate_has_a_curve():
+    errors = {"0": {str(rate): rate / 100 for rate in range(2, 10)}}
+    assert errors_figure(errors, {}).count("R = ") >= 8
+
+
+@pytest.mark.parametrize("content", [None, "[]", '{"base": "x"}'])
+def test_report_of_a_foreign_folder(tmp_path, content):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(RunError, match=r"no run folder|not that of a run"):
         build_report(tmp_path)
 
 
@@ -278,3 +358,19 @@ def test_unknown_types_are_refused(tmp_path):
     (tmp_path / "c.toml").write_text("num_samples = 2.5")
     with pytest.raises(ConfigError, match=r"num_samples is 2\.5"):
         read_config(tmp_path / "c.toml")
+
+
+def test_the_small_world_judges_the_videos_of_a_run(tmp_path):
+    """The hybrid shows the clips of other captions: fewer marks, with an interval over the prompts."""
+    clips = shapes.render(4, seed=5)
+    shown = {"teacher": clips, "distilled": clips, "hybrid": [*clips[1:], clips[0]]}
+    for variant, row in shown.items():
+        for i, clip in enumerate(row):
+            write_video(tmp_path / "videos" / variant / f"{i:04d}.mp4", clip.frames, fps=8)
+    semantic = judge_run(tmp_path, [clip.caption for clip in clips])
+    assert semantic["teacher"] == semantic["distilled"] == 1 and semantic["hybrid"] < 0.8
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert written["videos"] == 4 and written["variants"]["hybrid"]["semantic"] == semantic["hybrid"]
+    found = written["difference"]["semantic"]
+    assert found["value"] == pytest.approx(100 * (semantic["hybrid"] - 1))
+    assert found["interval"][0] < found["value"] < found["interval"][1] < 0

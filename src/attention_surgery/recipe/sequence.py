@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from .. import shapes
+from ..evaluation import compare
 from ..files import digest, write_json, write_text
 from ..generation import read_video
 from ..pipelines import EMBEDDED
@@ -113,7 +114,7 @@ def run(config: RecipeConfig, folder: str | Path) -> Path:
     )
     sample("hybrid", path / "model")
     if config.base == EMBEDDED:
-        at.stage("judge", lambda: _judge(path, samples))
+        at.stage("judge", lambda: judge_run(path, samples))
     return build_report(path)
 
 
@@ -141,16 +142,25 @@ def _captions(n: int, seed: int) -> list[str]:
     return list(dict.fromkeys(clip.caption for clip in shapes.render(n, seed=seed)))
 
 
-def _judge(path: Path, samples: list[str]) -> dict[str, Any]:
-    """Mean scores of the exact judge over each model's videos."""
-    variants: dict[str, dict[str, float]] = {}
+def judge_run(path: Path, samples: list[str]) -> dict[str, Any]:
+    """Mean scores of the exact judge over each model's videos, and how the hybrid differs from the teacher, in %."""
+    values: dict[str, dict[str, dict[str, list[float]]]] = {}
     for variant in ("teacher", "distilled", "hybrid"):
-        scores = [
-            shapes.judge(read_video(path / "videos" / variant / f"{i:04d}.mp4"), caption)
-            for i, caption in enumerate(samples)
-        ]
-        names = [name for name in scores[0] if all(name in row for row in scores)]
-        names += sorted({name for row in scores for name in row} - set(names))
-        variants[variant] = {name: float(np.mean([row[name] for row in scores if name in row])) for name in names}
-    write_json(path / "scores.json", {"videos": len(samples), "variants": variants})
+        found = values.setdefault(variant, {})
+        for i, caption in enumerate(samples):
+            video = read_video(path / "videos" / variant / f"{i:04d}.mp4")
+            for name, score in shapes.judge(video, caption).items():
+                found.setdefault(name, {}).setdefault(caption, []).append(score)
+    variants = {
+        variant: {
+            name: float(np.mean([score for scores in rows.values() for score in scores]))
+            for name, rows in found.items()
+        }
+        for variant, found in values.items()
+    }
+    difference = {
+        row.name: {"value": row.difference, "interval": row.interval}
+        for row in compare(values["teacher"], values["hybrid"])
+    }
+    write_json(path / "scores.json", {"videos": len(samples), "variants": variants, "difference": difference})
     return {variant: row["semantic"] for variant, row in variants.items()}
