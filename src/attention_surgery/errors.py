@@ -10,6 +10,7 @@
     ├── EvaluationError   (ValueError)  scores, results files, video sets
     ├── StudyError        (ValueError)  folders, votes
     ├── CheckpointError                 a file that is damaged, foreign, newer or does not fit
+    ├── BenchmarkError                  a way of computing attention that is wrong or does not run
     ├── RunError                        a run folder made with other settings, a file that cannot be written
     └── DivergenceError                 a loss that is not finite
 
@@ -55,6 +56,10 @@ class StudyError(SurgeryError, ValueError):
 
 class CheckpointError(SurgeryError):
     """A checkpoint that is damaged, foreign, of a newer format, or does not fit the model."""
+
+
+class BenchmarkError(SurgeryError):
+    """A benchmark some of whose cases are wrong or do not run; the others are measured and written."""
 
 
 class RunError(SurgeryError):

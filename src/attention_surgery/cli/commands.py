@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
+from ..benchmark import BenchmarkConfig
 from ..distillation import DistillConfig
 from ..errors import ConfigError
 from ..evaluation import EvaluateConfig
@@ -404,3 +405,38 @@ def experiment(
         console.print(f"{name}: {page}")
     if not pages:
         console.print(f"rows in {output}; tables need every seed")
+
+
+def benchmark(
+    output: Path = Path("runs/benchmark"),
+    config: Annotated[BenchmarkConfig, tyro.conf.arg(name="")] = BenchmarkConfig(),  # noqa: B008 (frozen)
+    table: tuple[Path, ...] = (),
+    dry_run: bool = False,
+) -> None:
+    """Time hybrid attention against the fastest dense attention of this device: operator, block, transformer, training.
+
+    Everything is checked against float64 before it is timed, and takes turns with what it is compared with. What is
+    wrong or does not run is not timed: it is named at the end, and the command fails. Afterwards --table puts the
+    figures where people read them.
+
+    Args:
+        output: folder of benchmark.csv, which is written anew after every case.
+        config: what to measure.
+        table: measure nothing; draw figures of these CSV files beside them, and write the tables of README.md and
+            docs/performance.md, in the current folder, from them.
+        dry_run: list the cases, and stop.
+    """
+    from ..benchmark import check_rows, describe_plan, publish_results, run_benchmark
+
+    if table:
+        for path in publish_results(table, Path()):
+            console.print(f"written: {path}")
+        return
+    if dry_run:
+        console.print(describe_plan(config), highlight=False, markup=False, soft_wrap=True)
+        return
+    rows = run_benchmark(
+        config, output, say=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
+    )
+    check_rows(rows)
+    console.print(f"results: {output / 'benchmark.csv'}")

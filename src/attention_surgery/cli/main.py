@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": commands.evaluate,
     "study": commands.study,
     "experiment": commands.experiment,
+    "benchmark": commands.benchmark,
 }
 
 DESCRIPTION = """Replace the softmax self-attention of a pretrained video diffusion transformer by a faster hybrid.

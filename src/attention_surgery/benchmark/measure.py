@@ -1,0 +1,126 @@
+"""One case: its variants made ready, timed in turns, and turned into rows."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..cost.flops import block_flops
+from ..errors import BenchmarkError
+from ..rates import Rate
+from .cases import Case
+from .kernels import dispatched_kernels
+from .prepare import Check, Verdicts
+from .rows import Row, Status
+from .shapes import Shape
+from .timing import Summary, interleave, peak_memory, speedup
+from .variants import Variant, dense_kernels
+from .verification import describe_error
+from .workloads import Place, make_calls
+
+MIB = 2**20
+TRIAL_TOKENS = 16384
+TRIAL_SECONDS = 0.3
+
+
+def find_fastest(shape: Shape, backward: bool, place: Place, verdicts: Verdicts) -> tuple[str, str]:
+    """The fastest dense kernel here of all, and of those that diffusers' models can use, at up to 16k tokens."""
+    trial = replace(shape, tokens=min(shape.tokens, TRIAL_TOKENS))
+    names = dispatched_kernels(place.device)
+    kernels = [variant for variant in dense_kernels((), place.device) if not variant.compiled]
+    case = Case(scope="op", shape=trial, variants=tuple(kernels), backward=backward)
+    found = {variant: verdicts[Check.of(variant, case)] for variant in kernels}
+    able = tuple(variant for variant in kernels if found[variant].good)
+    if not any(variant.kernel in names for variant in able):
+        raise BenchmarkError(
+            f"no dense attention runs here: { ({v.kernel: verdict.note for v, verdict in found.items()}) }"
+        )
+    calls = make_calls(replace(case, variants=able), place)
+    for call in calls.values():
+        call()
+    times = interleave(calls, place.device, seconds=TRIAL_SECONDS, min_rounds=3)
+    ranked = sorted(able, key=lambda variant: Summary.of(times[variant]).p50)
+    return ranked[0].kernel, next(variant.kernel for variant in ranked if variant.kernel in names)
+
+
+def with_kernels(case: Case, fastest: tuple[str, str]) -> Case:
+    """`case` with a kernel's name for every FASTEST, and with dense attention among its variants."""
+    of_all, of_models = fastest
+    variants = [variant.with_kernel(of_models) for variant in case.variants]
+    if not any(variant.dense for variant in variants):
+        names = dict.fromkeys((of_models, of_all) if case.scope == "op" else (of_models,))
+        compiled = case.compiled and case.scope != "op"
+        variants = [*(Variant(rate=1, kernel=name, compiled=compiled) for name in names), *variants]
+    return replace(case, variants=tuple(variants))
+
+
+def measure_case(case: Case, place: Place, run: Mapping[str, str]) -> list[Row]:
+    """A row for each variant of `case`, all of which are verified; for one that does not run, why."""
+    calls = make_calls(case, place)
+    rows: dict[Variant, Row] = {}
+    for variant in case.variants:
+        try:
+            calls[variant]()
+        except Exception as error:  # named in the table; a hybrid that does not run ends the command with an error
+            del calls[variant]
+            rows[variant] = make_row(case, variant, place, run, status="does not run", note=describe_error(error))
+    peaks = {variant: peak_memory(call, place.device) for variant, call in calls.items()}
+    times = interleave(calls, place.device, seconds=case.seconds) if calls else {}
+    medians = {variant: Summary.of(values).p50 for variant, values in times.items()}
+    dense = min((variant for variant in times if variant.dense), key=medians.__getitem__, default=None)
+    whole = count_flops(case, 1)
+    for variant, values in times.items():
+        flops, peak = count_flops(case, variant.rate), peaks[variant]
+        columns = {"flops": flops, "limit": whole / flops, "peak_mib": None if peak is None else peak / MIB}
+        if dense is not None:
+            columns |= timing_columns(values, times[dense], dense.name)
+            columns["limit_share"] = columns["speedup"] * flops / whole
+        else:
+            columns |= timing_columns(values)
+        rows[variant] = make_row(case, variant, place, run, status="measured", **columns)
+    return [rows[variant] for variant in case.variants]
+
+
+def timing_columns(times: Sequence[float], baseline: Sequence[float] = (), name: str = "") -> dict[str, Any]:
+    """The columns that follow from one variant's times and those of the baseline of that name, if there is one."""
+    summary = Summary.of(times)
+    columns = {"rounds": len(times), "p20_ms": summary.p20, "p50_ms": summary.p50, "p80_ms": summary.p80}
+    if not name:
+        return columns
+    ratio, low, high = speedup(baseline, times)
+    return columns | {"baseline": name, "speedup": ratio, "speedup_low": low, "speedup_high": high}
+
+
+def count_flops(case: Case, rate: Rate) -> int:
+    """Of one forward at one rate: of the operator with φ, of a block, or of all blocks."""
+    block = block_flops(case.shape.spec, rate, case.shape.tokens)
+    if case.scope == "op":
+        return block.core + block.feature_maps
+    return block.total if case.scope == "block" else block.total * case.shape.spec.blocks
+
+
+def make_row(
+    case: Case, variant: Variant, place: Place, run: Mapping[str, str], /, *, status: Status, **values: Any
+) -> Row:
+    """A row of `case`, with what is known of `variant` before it is measured."""
+    shape = case.shape
+    known: dict[str, Any] = {
+        "case": case.number,
+        "level": case.scope,
+        "shape": shape.name,
+        "title": shape.title,
+        "tokens": shape.tokens,
+        "heads": shape.spec.heads,
+        "head_dim": shape.spec.head_dim,
+        "blocks": {"op": 0, "block": 1}.get(case.scope, shape.spec.blocks),
+        "dtype": str(place.dtype).removeprefix("torch."),
+        "passes": "forward + backward" if case.backward else "forward",
+        "variant": variant.name,
+        "rate": str(variant.rate),
+        "normalizer": "" if variant.dense else variant.normalizer,
+        "pattern": "" if variant.dense else variant.pattern,
+        "backend": variant.backend,
+        "kernel": variant.kernel,
+        "compiled": variant.compiled,
+    }
+    columns: dict[str, Any] = known | dict(run) | {"status": status} | values
+    return Row(**columns)

@@ -1,0 +1,402 @@
+"""The benchmark: nothing wrong is timed, what is compared takes turns, and the tables say what the CSV says."""
+
+import dataclasses
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from attention_surgery.benchmark import (
+    BenchmarkConfig,
+    check_rows,
+    choices,
+    describe_plan,
+    run_benchmark,
+    timing,
+    verification,
+    workloads,
+)
+from attention_surgery.benchmark.cases import CPU_PLAN, GPU_PLAN, Case, plan_cases
+from attention_surgery.benchmark.choices import BUDGETS, declared_errors
+from attention_surgery.benchmark.floors import DEVICES, operator_floor
+from attention_surgery.benchmark.plots import draw_figures
+from attention_surgery.benchmark.publish import PAGES, fill_page, publish_results
+from attention_surgery.benchmark.rows import COLUMNS, read_rows, write_rows
+from attention_surgery.benchmark.shapes import GPU_SHAPES, Shape, choose_shapes
+from attention_surgery.benchmark.tables import break_even, results_table, speed_table
+from attention_surgery.benchmark.timing import MAX_REPEATS, interleave, median_interval, speedup
+from attention_surgery.benchmark.variants import FASTEST, Variant
+from attention_surgery.benchmark.workloads import Place, build_transformer, wear
+from attention_surgery.cost.flops import block_flops
+from attention_surgery.errors import BenchmarkError, ConfigError, DataError, RateError
+from attention_surgery.models import hybrid_processors
+from attention_surgery.models.wan import WanSpec
+
+ROOT = Path(__file__).parents[1]
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+SPEC = WanSpec(blocks=2, heads=2, head_dim=32, ffn_dim=64)
+TINY = Shape(name="tiny", title="tiny, 9×64×64", spec=SPEC, video=(9, 64, 64), tokens=48, text_dim=16)
+HYBRID = Variant(rate=4, backend="eager")
+DENSE = Variant(rate=1, kernel="native")
+
+
+def case(scope="op", *, number=1, variants=(HYBRID,), shape=TINY, **options):
+    return Case(scope=scope, shape=shape, variants=variants, seconds=0.01, number=number, **options)
+
+
+def run(folder, *cases, **options):
+    said = []
+    rows = run_benchmark(BenchmarkConfig(device="cpu", **options), folder, say=said.append, cases=cases)
+    return rows, "\n".join(said)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_checks_and_short_turns():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verification, "TOKENS", 130)
+        patch.setattr(verification, "VIDEO", (9, 64, 96))
+        patch.setattr(timing, "TURN_SECONDS", 0.002)
+        patch.setattr(choices, "LATENCY_SECONDS", 0.2)
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Every scope and pass once, and a sweep, at tiny sizes."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    sweep = [Shape(name=f"n{n}", title="2 heads × 32", spec=SPEC, tokens=n) for n in (64, 128, 256)]
+    cases = [
+        case("op", variants=(DENSE, HYBRID, dataclasses.replace(HYBRID, normalizer="max"))),
+        case("op", backward=True),
+        case("block"),
+        case("block", backward=True),
+        case("transformer"),
+        case("transformer", backward=True),
+        case("rates", variants=(HYBRID, dataclasses.replace(HYBRID, rate=8))),
+        *(case("op", shape=shape) for shape in sweep),
+    ]
+    cases = [dataclasses.replace(each, number=number) for number, each in enumerate(cases, start=1)]
+    run(folder, *cases)
+    return folder / "benchmark.csv"
+
+
+# --- what is measured ----------------------------------------------------------------------------------------------
+
+
+def test_plans_name_shapes_that_there_are_and_begin_with_what_matters_most():
+    for device, plan in ((CPU, CPU_PLAN), (CUDA, GPU_PLAN)):
+        shapes = choose_shapes(device, ())
+        assert {name for step in plan for name in step.shapes} == set(shapes)
+        cases = plan_cases(BenchmarkConfig(), device)
+        assert [each.number for each in cases] == list(range(1, len(cases) + 1))
+        assert all(each.variants and len(set(each.variants)) == len(each.variants) for each in cases)
+    first = plan_cases(BenchmarkConfig(), CUDA)[0]
+    assert (first.scope, first.shape.tokens, first.shape.spec.heads) == ("op", 32760, 12)
+    assert {variant.backend for variant in first.variants if not variant.dense} == {"triton"}
+
+
+def test_parts_of_a_plan_can_be_named():
+    cases = plan_cases(BenchmarkConfig(levels=("op",), shapes=("sweep",), rates=(3,)), CUDA)
+    assert [each.shape.tokens for each in cases] == [1024 * 2**power for power in range(8)]
+    assert {variant.rate for each in cases for variant in each.variants} == {3}
+    training = plan_cases(BenchmarkConfig(levels=("training",)), CUDA)
+    assert training and all(each.backward for each in training)
+    forward = plan_cases(BenchmarkConfig(levels=("forward",)), CUDA)
+    assert forward and all(each.scope == "transformer" and not each.backward for each in forward)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"levels": ("opp",)}, ConfigError),
+        ({"minutes": 0}, ConfigError),
+        ({"workers": -1}, ConfigError),
+        ({"rates": (1, 2)}, ConfigError),
+        ({"rates": (2, 2)}, RateError),
+        ({"rates": ()}, RateError),
+    ],
+)
+def test_bad_settings_are_refused(options, error):
+    with pytest.raises(error, match=r"got|expected|twice"):
+        BenchmarkConfig(**options)
+
+
+def test_what_the_device_does_not_have_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"shape 'wan' does not exist on cpu; expected some of .*'n8192'"):
+        run_benchmark(BenchmarkConfig(device="cpu", shapes=("wan",)), tmp_path)
+    with pytest.raises(ConfigError, match="device 'abacus'"):
+        describe_plan(BenchmarkConfig(device="abacus"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_lists_the_cases_of_a_device_that_is_not_here_and_writes_nothing(tmp_path):
+    command = [sys.executable, "-m", "attention_surgery.cli", "benchmark", "--output", str(tmp_path / "out")]
+    result = subprocess.run(
+        [*command, "--device", "cuda", "--dry-run"], capture_output=True, text=True, timeout=300, cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    assert "transformer, wan2.2-5b-704p, forward, compiled" in result.stdout and "R=8 mean staggered" in result.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- nothing wrong is timed ----------------------------------------------------------------------------------------
+
+
+def test_a_wrong_operator_is_named_and_never_timed(tmp_path, monkeypatch):
+    honest = workloads.hybrid_attention
+    monkeypatch.setattr(workloads, "hybrid_attention", lambda *a, **o: honest(*a, **o) * (1 + 1e-4))
+    rows, said = run(tmp_path, case())
+    wrong = next(row for row in rows if row.rate == "4")
+    assert (wrong.status, wrong.p50_ms, wrong.speedup) == ("wrong", None, None)
+    assert "times what is allowed" in wrong.note and "wrong" in said
+    assert next(row for row in rows if row.rate == "1").status == "measured"
+    with pytest.raises(BenchmarkError, match=r"op, tiny, forward, R=4 mean in PyTorch: wrong"):
+        check_rows(rows)
+    assert [row.status for row in read_rows(tmp_path / "benchmark.csv")] == [row.status for row in rows]
+
+
+def test_a_wrong_gradient_is_wrong_too(tmp_path, monkeypatch):
+    honest = workloads.hybrid_attention
+
+    def off(q, k, v, *arguments, **options):
+        return honest(q, k, v.detach() + 1.001 * (v - v.detach()), *arguments, **options)
+
+    monkeypatch.setattr(workloads, "hybrid_attention", off)
+    rows, _ = run(tmp_path, case())
+    assert next(row for row in rows if row.rate == "4").status == "wrong"
+
+
+def test_what_breaks_is_named_and_the_rest_goes_on(tmp_path, monkeypatch):
+    honest = workloads.hybrid_attention
+
+    def breaks(*arguments, normalizer, **options):
+        if normalizer == "max":
+            raise RuntimeError("no such kernel\nand a long story")
+        return honest(*arguments, normalizer=normalizer, **options)
+
+    monkeypatch.setattr(workloads, "hybrid_attention", breaks)
+    other = dataclasses.replace(HYBRID, normalizer="max")
+    rows, _ = run(tmp_path, case(variants=(DENSE, other, HYBRID)))
+    found = {row.variant: row for row in rows}
+    assert found[other.name].status == "does not run" and found[other.name].note == "RuntimeError: no such kernel"
+    assert found[HYBRID.name].status == "measured"
+    with pytest.raises(BenchmarkError, match="R=4 max in PyTorch: does not run"):
+        check_rows(rows)
+
+
+def test_a_dense_kernel_that_a_machine_lacks_is_no_fault(tmp_path):
+    absent = Variant(rate=1, kernel="_native_cudnn")
+    rows, _ = run(tmp_path, case(variants=(DENSE, absent, HYBRID)))
+    found = {row.variant: row for row in rows}
+    assert found[absent.name].status == "does not run" and found[absent.name].note
+    assert found[HYBRID.name].baseline == DENSE.name
+    check_rows(rows)
+
+
+def test_checks_run_in_processes_of_their_own(tmp_path):
+    rows, said = run(tmp_path, case(), workers=1)
+    assert [row.status for row in rows] == ["measured", "measured"]
+    assert "checks, and compilations" in said
+
+
+def test_cases_that_do_not_fit_are_listed_as_not_measured(tmp_path):
+    rows, said = run(tmp_path, case(), minutes=1e-6)
+    assert {row.status for row in rows} == {"not measured"} and {row.p50_ms for row in rows} == {None}
+    assert "not measured" in said
+    assert [row.variant for row in read_rows(tmp_path / "benchmark.csv")] == [row.variant for row in rows]
+    check_rows(rows)
+
+
+@pytest.mark.slow
+def test_compiled_models_are_checked_and_timed(tmp_path):
+    compiled = dataclasses.replace(HYBRID, compiled=True)
+    cases = [case(scope, variants=(compiled,), compiled=True, backward=back)
+             for scope in ("block", "transformer") for back in (False, True)]  # fmt: skip
+    rows, _ = run(tmp_path, *cases)
+    check_rows(rows)
+    assert {row.status for row in rows} == {"measured"} and {row.compiled for row in rows} == {True}
+
+
+# --- turns ---------------------------------------------------------------------------------------------------------
+
+
+def test_calls_take_turns():
+    order = []
+    calls = {name: lambda name=name: (order.append(name), torch.ones(1).sum().item(), _wait(0.031)) for name in "ABC"}
+    times = interleave(calls, CPU, seconds=0, min_rounds=3)
+    assert "".join(order) == "ABC" * 4  # one to see how long it takes, and three rounds
+    assert {len(values) for values in times.values()} == {3}
+    assert all(value >= 31 for values in times.values() for value in values)
+
+
+def test_short_calls_are_repeated_within_a_turn():
+    count = [0]
+
+    def call():
+        count[0] += 1
+
+    interleave({"A": call}, CPU, seconds=0, min_rounds=2)
+    assert count[0] == 1 + 2 * MAX_REPEATS
+
+
+def test_a_drift_of_the_machine_cancels():
+    slowing = [1.0, 2.0, 4.0, 8.0, 16.0]
+    assert speedup([2 * time for time in slowing], slowing) == (2.0, 2.0, 2.0)
+
+
+def test_the_interval_of_a_median_holds_what_it_says():
+    assert median_interval([3, 1, 2]) == (1, 3)
+    assert median_interval(list(range(7))) == (0, 6)
+    assert median_interval(list(range(10))) == (1, 8)
+    values = torch.rand(4000, 15, generator=torch.Generator().manual_seed(0)).tolist()
+    held = sum(low < 0.5 < high for low, high in map(median_interval, values)) / len(values)
+    assert 0.95 <= held <= 0.98
+
+
+def _wait(seconds):
+    import time
+
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
+# --- rows ----------------------------------------------------------------------------------------------------------
+
+
+def test_rows_hold_all_that_is_promised(finished):
+    rows = read_rows(finished)
+    assert finished.read_text().splitlines()[0] == ",".join(COLUMNS)
+    assert {row.status for row in rows if row.level != "rates"} == {"measured"}
+    check_rows(rows)
+    rows = [row for row in rows if row.status == "measured"]
+    assert {(row.level, row.passes) for row in rows} == {
+        *((level, passes) for level in ("op", "block", "transformer") for passes in ("forward", "forward + backward")),
+        ("rates", "forward"),
+    }
+    for row in rows:
+        assert 0 < row.p20_ms <= row.p50_ms <= row.p80_ms and row.rounds >= 5
+        assert 0 < row.speedup_low <= row.speedup <= row.speedup_high
+        assert FASTEST not in row.variant and row.kernel == "native" and row.baseline == "dense native"
+        assert row.device and row.torch == torch.__version__ and row.diffusers and row.date and row.dtype == "float32"
+        assert row.command == "attention-surgery benchmark --device cpu"
+        assert row.peak_mib is None and row.cudnn == ""
+        if row.rate == "1" and row.level != "rates":
+            assert row.speedup == 1 and row.limit == 1
+        if row.level != "rates":
+            assert row.limit_share == pytest.approx(row.speedup / row.limit, rel=1e-4)
+            count = block_flops(SPEC, int(row.rate), row.tokens)
+            expected = {"op": count.core + count.feature_maps, "block": count.total, "transformer": 2 * count.total}
+            assert row.flops == expected[row.level]
+
+
+def test_rates_by_latency_stand_beside_rates_by_flops(finished):
+    rows = [row for row in read_rows(finished) if row.level == "rates"]
+    dense, *chosen = rows
+    assert dense.variant == "dense native" and dense.predicted_ms > 0
+    assert {(row.unit, row.budget) for row in chosen} == {(u, b) for u in ("flops", "latency") for b in BUDGETS}
+    for row in chosen:
+        if row.status == "measured":
+            assert sum(int(part.split("×")[0]) for part in row.rate.split()) == SPEC.blocks
+            assert row.predicted_ms > 0 and row.error >= 0
+        else:
+            assert "cannot be met" in row.note
+
+
+def test_declared_errors_rise_with_the_rate():
+    errors = declared_errors(30, (2, 4, 8))
+    assert all(0 < row[2] < row[4] < row[8] for row in errors.values())
+    assert len({row[8] for row in errors.values()}) > 5
+
+
+def test_tables_that_are_no_benchmark_are_refused(finished, tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        read_rows(tmp_path / "none.csv")
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match=r"does not have the columns of a benchmark; differing: \['a'"):
+        read_rows(tmp_path / "other.csv")
+    text = finished.read_text().replace(",measured,", ",guessed,", 1)
+    (tmp_path / "guessed.csv").write_text(text)
+    with pytest.raises(DataError, match="line 2: status is 'guessed'"):
+        read_rows(tmp_path / "guessed.csv")
+
+
+def test_variants_wear_one_models_weights():
+    model = build_transformer(TINY, Place(CPU, torch.bfloat16))
+    worn = wear(model, dataclasses.replace(HYBRID, kernel="native"), {0: 4, 1: 1})
+    assert list(hybrid_processors(worn)) == [0] and not hybrid_processors(model)
+    assert hybrid_processors(worn)[0].backend == "eager"
+    own = dict(worn.named_parameters())
+    assert all(own[name] is parameter for name, parameter in model.named_parameters())
+    dtypes = {name.rpartition("blocks.0.")[2]: parameter.dtype for name, parameter in model.named_parameters()}
+    assert dtypes["attn1.to_q.weight"] == torch.bfloat16 and dtypes["norm2.weight"] == torch.float32
+
+
+# --- floors, tables, figures ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", GPU_SHAPES, ids=lambda shape: shape.name)
+@pytest.mark.parametrize("rate", [1, 2, 4, 8])
+def test_floors_are_what_is_counted(shape, rate):
+    floor, n, dim = operator_floor(shape, rate), shape.tokens, shape.spec.dim
+    count = block_flops(shape.spec, rate, n)
+    assert floor.flops == pytest.approx(count.core + count.feature_maps, rel=1e-12)
+    soft = math.ceil(n / rate)
+    assert floor.softmax.flops == 4 * n * soft * dim
+    if rate > 1:
+        features, linear, heads = 2 * 128, n - soft, shape.spec.heads
+        one_map = 2 * heads * (128 * features + features**2)
+        assert floor.state.flops == pytest.approx(linear * one_map + 2 * linear * features * dim)
+        assert floor.merge.flops == pytest.approx(n * one_map + 2 * n * features * (dim + heads))
+        assert floor.merge.milliseconds(DEVICES[0]) < floor.softmax.milliseconds(DEVICES[0])
+
+
+def test_break_even_lies_between_what_was_measured():
+    assert break_even([(1024, 0.5), (4096, 2.0), (8192, 3.0)]) == "about 2,000"
+    assert break_even([(1024, 1.5), (4096, 2.0)]) == "below 1,024"
+    assert break_even([(1024, 1.5), (4096, 0.9)]) == "above 4,096"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_say_what_their_csv_files_say(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert "<!-- benchmark " in text
+    assert fill_page(text, ROOT) == text
+
+
+def test_results_go_into_the_pages_and_figures_and_stay_there(finished, tmp_path):
+    for page in PAGES:
+        (tmp_path / page).parent.mkdir(exist_ok=True)
+        names = ("speed",) if page == "README.md" else ("counts", "floors", "limits", "results")
+        marks = "\n\n".join(f"<!-- benchmark {name} -->\nold\n<!-- end -->" for name in names)
+        (tmp_path / page).write_text(f"before\n\n{marks}\n\nafter\n")
+    (tmp_path / "speed.csv").write_bytes(finished.read_bytes())
+    written = publish_results([tmp_path / "speed.csv"], tmp_path)
+    assert [path.name for path in written] == ["README.md", "performance.md", "speed_time.svg", "speed_speedup.svg"]
+    results = (tmp_path / "docs/performance.md").read_text()
+    assert "old" not in results and results.startswith("before\n") and results.endswith("after\n")
+    assert "tiny, 9×64×64" in results and "breaks even" in results and "by latency" in results
+    assert fill_page(results, tmp_path) == results
+    with pytest.raises(DataError, match="has no marks"):
+        publish_results([finished], finished.parent)
+
+
+def test_tables_say_what_was_not_measured(finished):
+    assert speed_table([])[-1] == "| any GPU | | not yet measured | | | |"
+    assert results_table([]) == ["On a GPU: not yet measured."]
+    rows = read_rows(finished)
+    rows = [dataclasses.replace(row, shape="n8192", tokens=8192) for row in rows if row.case == 1]
+    (_, _, line, rest) = speed_table(rows)
+    own, dense = (next(row for row in rows if row.variant == name) for name in (HYBRID.name, DENSE.name))
+    assert f"N = 8,192, 2 heads × 32, float32 | {dense.p50_ms:.4g} | {own.speedup:.2f}×" in line
+    assert "not yet measured" in rest
+
+
+def test_figures_need_nothing_but_the_file(finished, tmp_path):
+    rows = read_rows(finished)
+    write_rows(tmp_path / "a.csv", [row for row in rows if row.level == "block"])
+    assert [path.name for path in draw_figures(tmp_path / "a.csv")] == ["a_speedup.svg"]
+    assert "<svg" in (tmp_path / "a_speedup.svg").read_text()
