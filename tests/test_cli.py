@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -10,13 +11,17 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 from micro_wan import micro_pipeline
+from processes import NO_GPU, launch_two_processes
 from test_recipe import SHAPE, finished, world  # noqa: F401 (fixtures)
 
+import attention_surgery as asg
 from attention_surgery.cli import estimates, main
 from attention_surgery.cli.main import COMMANDS as CALLED
-from attention_surgery.distillation import DistillConfig
+from attention_surgery.distillation import DistillConfig, FeatureMapBank
 from attention_surgery.evaluation import EvaluateConfig, SamplingConfig
+from attention_surgery.files import read_jsonl
 from attention_surgery.finetuning import FinetuneConfig
 from attention_surgery.generation import GenerateConfig
 from attention_surgery.layers import FeatureMap
@@ -157,6 +162,44 @@ def test_judges_are_reached(tmp_path):
     )
     assert cost.returncode == 0, cost.stderr
     assert "forward" in cost.stdout and not (tmp_path / "e").exists()
+
+
+def test_two_processes_distil_and_finetune_as_one_does(world, finished, tmp_path):  # noqa: F811
+    """`accelerate launch -m attention_surgery.cli`: the passes, and the batch, are shared."""
+    launch = [*launch_two_processes(29617), "-m", "attention_surgery.cli"]
+    small = [*SMALL, "--max-sequence-length", "16", "--dtype", "float32", "--device", "cpu"]
+    stages = {
+        "distill": [
+            world / "base", "--prompts", world / "prompts.txt", "--rates", "2", "4", "linear",
+            "--num-trajectories", "2", "--num-inference-steps", "2", "--heldout-prompts", "1",
+        ],
+        "finetune": [
+            world / "base", "--model", finished / "converted", "--dataset", world / "videos", "--batch-size", "2",
+            "--max-steps", "2", "--heldout-videos", "1", "--fps", "8",
+        ],
+    }  # fmt: skip
+    for stage, arguments in stages.items():
+        command = [*launch, stage, *map(str, arguments), "--output", str(tmp_path / stage), *small]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} | NO_GPU
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+        assert done.returncode == 0, done.stderr
+    shared, alone = (
+        FeatureMapBank.from_pretrained(folder / "bank") for folder in (tmp_path / "distill", finished / "distill")
+    )
+    assert json.loads((tmp_path / "distill" / "config.json").read_text())["plan"] == [[0, 2], [1]]
+    for block, row in alone.errors.items():
+        assert shared.errors[block] == pytest.approx(row, rel=1e-3)
+    losses = [
+        [row["loss"] for row in read_jsonl(folder / "log.jsonl") if "loss" in row]
+        for folder in (tmp_path / "finetune", finished / "finetune")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+    model = asg.from_pretrained(tmp_path / "finetune" / "model")
+    for name, tensor in asg.from_pretrained(finished / "model").state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
+    assert sorted(path.name for path in (tmp_path / "finetune").iterdir()) == [
+        "cache", "checkpoints", "config.json", "log.jsonl", "model",
+    ]  # fmt: skip
 
 
 def test_stage_by_stage(world, finished, tmp_path):  # noqa: F811

@@ -16,6 +16,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from micro_wan import micro_pipeline
+from processes import NO_GPU, launch_two_processes
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -352,7 +353,7 @@ def test_accumulation_and_gradient_checkpointing_do_not_change_the_result(videos
 
 
 WORKER = """
-import sys
+import os, sys
 sys.path.insert(0, sys.argv[3])
 import dataclasses, torch
 from test_finetuning import CONFIG, converted, finetune
@@ -361,7 +362,7 @@ pipe = converted()
 config = dataclasses.replace(CONFIG, max_steps=int(sys.argv[4]), ema_decay=0.9, mixed_precision="no",
                              batch_size=4, checkpoint_every=5)
 finetune(pipe, sys.argv[1], config=config, output_dir=sys.argv[2], resume=(len(sys.argv) > 5))
-if torch.distributed.is_initialized() is False or torch.distributed.get_rank() == 0:
+if os.environ.get("RANK", "0") == "0":
     torch.save(pipe.transformer.state_dict(), sys.argv[2] + "/result.pt")
 """
 
@@ -394,26 +395,23 @@ def test_two_processes_compute_what_one_does(videos, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
     subprocess.run(worker(videos, tmp_path / "one", 6), check=True, env=environment, timeout=200)
     script = tmp_path / "worker.py"
-    script.write_text(WORKER)
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29611"]
-    arguments = [str(videos), str(tmp_path / "two"), str(Path(__file__).parent), "6"]
-    subprocess.run([*launch, str(script), *arguments], check=True, env=environment, timeout=300)
+    script.write_text(
+        WORKER + "open(f'{sys.argv[2]}/{torch.distributed.get_world_size()}-{torch.distributed.get_rank()}', 'w')\n"
+    )
+    arguments = [str(script), str(videos), str(tmp_path / "two"), str(Path(__file__).parent), "6"]
+    subprocess.run([*launch_two_processes(29611), *arguments], check=True, env=environment | NO_GPU, timeout=300)
+    assert (tmp_path / "two" / "2-0").exists() and (tmp_path / "two" / "2-1").exists()
     one = torch.load(tmp_path / "one" / "result.pt", weights_only=True)
     two = torch.load(tmp_path / "two" / "result.pt", weights_only=True)
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-5)
     losses = [[row["loss"] for row in read_jsonl(tmp_path / n / "log.jsonl") if "loss" in row] for n in ("one", "two")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    heldout = [
+        [row["heldout_loss"] for row in read_jsonl(tmp_path / n / "log.jsonl") if "heldout_loss" in row]
+        for n in ("one", "two")
+    ]
+    assert heldout[1] == pytest.approx(heldout[0], rel=1e-4)
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------

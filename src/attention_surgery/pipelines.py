@@ -19,12 +19,16 @@ def resolve_base(base: str | Path) -> str:
 
 
 def resolve_device(device: str) -> "torch.device":
-    """A torch device; "auto" is the first GPU, or the CPU where there is none."""
+    """A torch device; "auto" is a GPU (of several processes each takes its own), or the CPU where there is none."""
     import torch
 
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+    if device != "auto":
+        return torch.device(device)
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    from accelerate import PartialState
+
+    return PartialState().device
 
 
 def load_pipeline(base: str | Path, *, dtype: "torch.dtype", device: str = "auto", **components: Any) -> Any:

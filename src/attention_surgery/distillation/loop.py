@@ -62,7 +62,7 @@ def distill(
         DivergenceError: a loss, a map or an error that is not finite; the last checkpoint stands.
     """
     config = config or DistillConfig()
-    state = PartialState()
+    state = PartialState(cpu=pipe._execution_device.type == "cpu")
     blocks, rates = _check(pipe, prompts, rates, blocks, config)
     spec = _spec(pipe, config)
     grid = token_grid(pipe, config)

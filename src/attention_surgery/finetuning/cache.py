@@ -42,7 +42,7 @@ class LatentCache:
         self.folder, self.pipe, self.config = folder, pipe, config
         self.length = config.max_sequence_length
         folder.mkdir(parents=True, exist_ok=True)
-        state = PartialState()
+        state = PartialState(cpu=pipe._execution_device.type == "cpu")
         settings = {
             name: getattr(config, name) for name in ("num_frames", "height", "width", "fps", "max_sequence_length")
         }

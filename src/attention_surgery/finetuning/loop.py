@@ -194,7 +194,8 @@ def finetune(
         evaluate()
     if ema is not None:
         ema.copy_to(parameters)
-    accelerator.end_training()
+    for tracker in accelerator.trackers:
+        tracker.finish()
     model.eval()
     if config.gradient_checkpointing:
         model.disable_gradient_checkpointing()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from ..checkpoint import from_pretrained, load_transformer, save_pretrained
 from ..cost import block_costs, profile
@@ -110,7 +111,10 @@ def finetune_stage(
     transformer = load_hybrid(base, converted, dtype=dtype)
     pipe = load_pipeline(base, dtype=dtype, device=device, transformer=transformer)
     finetune(pipe, dataset, config=config, output_dir=folder, resume=(folder / "config.json").exists())
-    save_pretrained(pipe.transformer.to(dtype), model_folder, weights="all", provenance=provenance)
+    processes = PartialState()
+    if processes.is_main_process:
+        save_pretrained(pipe.transformer.to(dtype), model_folder, weights="all", provenance=provenance)
+    processes.wait_for_everyone()
     return {}
 
 
