@@ -14,6 +14,7 @@ from attention_surgery.benchmark import (
     check_rows,
     choices,
     describe_plan,
+    measure,
     run_benchmark,
     timing,
     verification,
@@ -25,7 +26,7 @@ from attention_surgery.benchmark.floors import DEVICES, operator_floor
 from attention_surgery.benchmark.plots import draw_figures
 from attention_surgery.benchmark.publish import PAGES, fill_page, publish_results
 from attention_surgery.benchmark.rows import COLUMNS, read_rows, write_rows
-from attention_surgery.benchmark.shapes import GPU_SHAPES, Shape, choose_shapes
+from attention_surgery.benchmark.shapes import CPU_SHAPES, GPU_SHAPES, Shape, choose_shapes
 from attention_surgery.benchmark.tables import break_even, results_table, speed_table
 from attention_surgery.benchmark.timing import MAX_REPEATS, interleave, median_interval, speedup
 from attention_surgery.benchmark.variants import FASTEST, Variant
@@ -36,6 +37,7 @@ from attention_surgery.models import hybrid_processors
 from attention_surgery.models.wan import WanSpec
 
 ROOT = Path(__file__).parents[1]
+VIDEO = verification.VIDEO
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SPEC = WanSpec(blocks=2, heads=2, head_dim=32, ffn_dim=64)
 TINY = Shape(name="tiny", title="tiny, 9×64×64", spec=SPEC, video=(9, 64, 64), tokens=48, text_dim=16)
@@ -76,6 +78,7 @@ def finished(tmp_path_factory):
         case("transformer"),
         case("transformer", backward=True),
         case("rates", variants=(HYBRID, dataclasses.replace(HYBRID, rate=8))),
+        case("transformer", shape=dataclasses.replace(TINY, name="timed", time_per_token=True), backward=True),
         *(case("op", shape=shape) for shape in sweep),
     ]
     cases = [dataclasses.replace(each, number=number) for number, each in enumerate(cases, start=1)]
@@ -108,12 +111,30 @@ def test_parts_of_a_plan_can_be_named():
     assert forward and all(each.scope == "transformer" and not each.backward for each in forward)
 
 
+def test_the_fastest_dense_kernels_join_and_the_hybrids_get_the_fastest_of_pytorchs_own(monkeypatch):
+    ranked = ["flash_4_hub", "sdpa-cudnn", "_native_cudnn", "_native_flash"]
+    monkeypatch.setattr(measure, "dispatched_kernels", lambda device: ("_native_cudnn", "_native_flash", "flash_4_hub"))
+
+    def names(scope, ranked=ranked, kernel=None):
+        variants = measure.with_kernels(case(scope), ranked, CUDA, kernel).variants
+        assert [variant.dense for variant in variants] == [True] * (len(variants) - 1) + [False]
+        return [variant.kernel for variant in variants]
+
+    assert names("op") == ["_native_cudnn", "flash_4_hub", "_native_cudnn"]
+    assert names("op", ranked[1:]) == ["_native_cudnn", "sdpa-cudnn", "_native_cudnn"]
+    assert names("transformer") == ["_native_cudnn", "flash_4_hub", "_native_cudnn"]
+    assert names("transformer", ranked[1:]) == ["_native_cudnn", "_native_cudnn"]
+    assert names("rates") == ["_native_cudnn", "_native_cudnn"]
+    assert names("block", kernel="flash_4_hub") == ["_native_cudnn", "flash_4_hub", "flash_4_hub"]
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [
         ({"levels": ("opp",)}, ConfigError),
         ({"minutes": 0}, ConfigError),
         ({"workers": -1}, ConfigError),
+        ({"kernel": "fast"}, ConfigError),
         ({"rates": (1, 2)}, ConfigError),
         ({"rates": (2, 2)}, RateError),
         ({"rates": ()}, RateError),
@@ -210,6 +231,12 @@ def test_cases_that_do_not_fit_are_listed_as_not_measured(tmp_path):
     check_rows(rows)
 
 
+@pytest.mark.parametrize("shape", (*GPU_SHAPES, *CPU_SHAPES), ids=lambda shape: shape.name)
+def test_a_small_model_can_stand_for_every_shape(shape):
+    assert 100 < shape.spec.tokens(*VIDEO) < 1000
+    assert math.prod(shape.latent_size()) == shape.tokens * math.prod(shape.spec.patch_size)
+
+
 @pytest.mark.slow
 def test_compiled_models_are_checked_and_timed(tmp_path):
     compiled = dataclasses.replace(HYBRID, compiled=True)
@@ -227,7 +254,7 @@ def test_calls_take_turns():
     order = []
     calls = {name: lambda name=name: (order.append(name), torch.ones(1).sum().item(), _wait(0.031)) for name in "ABC"}
     times = interleave(calls, CPU, seconds=0, min_rounds=3)
-    assert "".join(order) == "ABC" * 4  # one to see how long it takes, and three rounds
+    assert "".join(order) == "ABC" + "ABC" + "BCA" + "CAB"  # how long does it take? Then three rounds
     assert {len(values) for values in times.values()} == {3}
     assert all(value >= 31 for values in times.values() for value in values)
 

@@ -10,6 +10,8 @@ from ..rates import check_rates
 
 Level = Literal["op", "block", "forward", "training", "rates"]
 LEVELS: tuple[Level, ...] = get_args(Level)
+Kernel = Literal["native", "_native_cudnn", "_native_flash", "flash", "_flash_3", "flash_4_hub"]
+KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,7 @@ class BenchmarkConfig:
         minutes: a case that would not end within this time is listed as not measured. Cases come in order of
             importance.
         workers: processes that check and compile beforehand; 0 is up to 8 on a GPU and none, in this one, on the CPU.
+        kernel: diffusers attention backend of the hybrid's softmax part; the fastest of PyTorch's own if none is given.
         bank: distilled maps whose errors the level rates takes; a declared formula if none is given.
 
     Raises:
@@ -39,6 +42,7 @@ class BenchmarkConfig:
     rates: tuple[int, ...] = (2, 4, 8)
     minutes: float = 7.5
     workers: int = 0
+    kernel: Kernel | None = None
     bank: Path | None = None
 
     def __post_init__(self) -> None:
@@ -49,6 +53,8 @@ class BenchmarkConfig:
             raise ConfigError(f"rates are {self.rates}; expected integers >= 2: softmax, the baseline, is always there")
         if not (math.isfinite(self.minutes) and self.minutes > 0):
             raise ConfigError(f"minutes is {self.minutes}; expected a number above 0")
+        if self.kernel is not None and self.kernel not in KERNELS:
+            raise ConfigError(f"kernel {self.kernel!r} does not exist; expected one of {KERNELS}")
         if not isinstance(self.workers, int) or self.workers < 0:
             raise ConfigError(f"workers is {self.workers!r}; expected an integer >= 0")
 

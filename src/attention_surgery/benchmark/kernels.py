@@ -12,7 +12,12 @@ from functools import cache
 from typing import Any
 
 import torch
-from diffusers.models.attention_dispatch import _HUB_KERNELS_REGISTRY, AttentionBackendName
+from diffusers.models.attention_dispatch import (
+    _CAN_USE_FLASH_ATTN,
+    _CAN_USE_FLASH_ATTN_3,
+    _HUB_KERNELS_REGISTRY,
+    AttentionBackendName,
+)
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -27,19 +32,20 @@ DIRECT = {
     "sdpa-flash": SDPBackend.FLASH_ATTENTION,
 }
 FLEX = "flex"
-FLASH_ATTENTION_4 = "flash_4_hub"
+FLASH_4 = "flash_4_hub"
+
+
+def own_kernels(device: torch.device) -> tuple[str, ...]:
+    """PyTorch's kernels, by the names of diffusers: what the hybrid's softmax part chooses from."""
+    return ("native",) if device.type == "cpu" else ("_native_cudnn", "_native_flash")
 
 
 def dispatched_kernels(device: torch.device) -> tuple[str, ...]:
-    """Kernels that diffusers' models can use here, as far as their packages tell."""
+    """All kernels that diffusers' models can use here, as far as the packages that are installed tell."""
     if device.type == "cpu":
-        return ("native",)
-    names = ["_native_cudnn", "_native_flash"]
-    names += [name for name, package in {"flash": "flash_attn", "_flash_3": "flash_attn_interface"}.items()
-              if _installed(package)]  # fmt: skip
-    if bring_flash_attention_4():
-        names.append(FLASH_ATTENTION_4)
-    return tuple(names)
+        return own_kernels(device)
+    further = {"flash": _CAN_USE_FLASH_ATTN, "_flash_3": _CAN_USE_FLASH_ATTN_3, FLASH_4: _has_flash_4()}
+    return (*own_kernels(device), *(name for name, there in further.items() if there))
 
 
 def operator_kernels(device: torch.device) -> tuple[str, ...]:
@@ -47,15 +53,11 @@ def operator_kernels(device: torch.device) -> tuple[str, ...]:
     return () if device.type == "cpu" else (*DIRECT, FLEX)
 
 
-@cache
-def bring_flash_attention_4() -> bool:
-    """Give diffusers' backend for FlashAttention-4 the installed package, where there is one, in place of the hub's."""
-    if not _installed("flash_attn.cute"):
-        return False
-    from flash_attn.cute import flash_attn_func  # type: ignore[import-not-found]
-
-    _HUB_KERNELS_REGISTRY[AttentionBackendName(FLASH_ATTENTION_4)].kernel_fn = flash_attn_func
-    return True
+def dispatched(kernel: str) -> AttentionBackendName:
+    """The kernel of that name as diffusers' processors hold it, ready to be called."""
+    if kernel == FLASH_4:
+        _bring_flash_4()
+    return AttentionBackendName(kernel)
 
 
 def dense_attention(kernel: str) -> Attention:
@@ -64,9 +66,23 @@ def dense_attention(kernel: str) -> Attention:
         return lambda q, k, v: _on_views(q, k, v, DIRECT[kernel])
     if kernel == FLEX:
         return _compiled_flex()
-    if kernel == FLASH_ATTENTION_4:
-        bring_flash_attention_4()
-    return lambda q, k, v: softmax_attention(q, k, v, kernel)
+    backend = dispatched(kernel)
+    return lambda q, k, v: softmax_attention(q, k, v, backend)
+
+
+def _has_flash_4() -> bool:
+    try:
+        return importlib.util.find_spec("flash_attn.cute") is not None
+    except ModuleNotFoundError:  # flash_attn itself
+        return False
+
+
+@cache
+def _bring_flash_4() -> None:
+    """Give diffusers' backend for FlashAttention-4 the installed package, in place of the hub's."""
+    from flash_attn.cute import flash_attn_func  # type: ignore[import-not-found]
+
+    _HUB_KERNELS_REGISTRY[AttentionBackendName.FLASH_4_HUB].kernel_fn = flash_attn_func
 
 
 def _on_views(q: Tensor, k: Tensor, v: Tensor, backend: SDPBackend) -> Tensor:
@@ -80,10 +96,3 @@ def _compiled_flex() -> Attention:
 
     flex: Any = torch.compile(flex_attention, dynamic=False)
     return lambda q, k, v: flex(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
-
-
-def _installed(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:  # of a parent package
-        return False

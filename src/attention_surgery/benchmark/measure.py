@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from ..cost.flops import block_flops
 from ..errors import BenchmarkError
 from ..rates import Rate
 from .cases import Case
-from .kernels import dispatched_kernels
+from .kernels import dispatched_kernels, own_kernels
 from .prepare import Check, Verdicts
 from .rows import Row, Status
 from .shapes import Shape
@@ -22,34 +24,38 @@ TRIAL_TOKENS = 16384
 TRIAL_SECONDS = 0.3
 
 
-def find_fastest(shape: Shape, backward: bool, place: Place, verdicts: Verdicts) -> tuple[str, str]:
-    """The fastest dense kernel here of all, and of those that diffusers' models can use, at up to 16k tokens."""
+def rank_kernels(shape: Shape, backward: bool, place: Place, verdicts: Verdicts) -> list[str]:
+    """The dense kernels that are right here, the fastest first, at up to 16k tokens; without those to be compiled.
+
+    BenchmarkError if none of those that diffusers' models can use is among them.
+    """
     trial = replace(shape, tokens=min(shape.tokens, TRIAL_TOKENS))
-    names = dispatched_kernels(place.device)
-    kernels = [variant for variant in dense_kernels((), place.device) if not variant.compiled]
-    case = Case(scope="op", shape=trial, variants=tuple(kernels), backward=backward)
+    kernels = tuple(variant for variant in dense_kernels((), place.device) if not variant.compiled)
+    case = Case(scope="op", shape=trial, variants=kernels, backward=backward)
     found = {variant: verdicts[Check.of(variant, case)] for variant in kernels}
     able = tuple(variant for variant in kernels if found[variant].good)
-    if not any(variant.kernel in names for variant in able):
-        raise BenchmarkError(
-            f"no dense attention runs here: { ({v.kernel: verdict.note for v, verdict in found.items()}) }"
-        )
+    if not {variant.kernel for variant in able} & set(own_kernels(place.device)):
+        notes = "; ".join(f"{variant.kernel}: {verdict.note}" for variant, verdict in found.items())
+        raise BenchmarkError(f"no dense attention of PyTorch's own runs here: {notes}")
     calls = make_calls(replace(case, variants=able), place)
     for call in calls.values():
         call()
     times = interleave(calls, place.device, seconds=TRIAL_SECONDS, min_rounds=3)
-    ranked = sorted(able, key=lambda variant: Summary.of(times[variant]).p50)
-    return ranked[0].kernel, next(variant.kernel for variant in ranked if variant.kernel in names)
+    return [variant.kernel for variant in sorted(able, key=lambda variant: Summary.of(times[variant]).p50)]
 
 
-def with_kernels(case: Case, fastest: tuple[str, str]) -> Case:
-    """`case` with a kernel's name for every FASTEST, and with dense attention among its variants."""
-    of_all, of_models = fastest
-    variants = [variant.with_kernel(of_models) for variant in case.variants]
+def with_kernels(case: Case, ranked: Sequence[str], device: torch.device, kernel: str | None) -> Case:
+    """`case` with a kernel's name for every FASTEST, and with dense attention among its variants.
+
+    Dense attention joins with the fastest kernel of PyTorch's own, and with the fastest of all that can be used, if
+    that is another one. The hybrids get `kernel`, or the former.
+    """
+    own = next(name for name in ranked if name in own_kernels(device))
+    variants = [variant.with_kernel(kernel or own) for variant in case.variants]
     if not any(variant.dense for variant in variants):
-        names = dict.fromkeys((of_models, of_all) if case.scope == "op" else (of_models,))
-        compiled = case.compiled and case.scope != "op"
-        variants = [*(Variant(rate=1, kernel=name, compiled=compiled) for name in names), *variants]
+        usable = {"op": ranked, "rates": [own]}.get(case.scope, dispatched_kernels(device))
+        names = dict.fromkeys((own, next(name for name in ranked if name in usable)))
+        variants = [*(Variant(rate=1, kernel=name, compiled=case.compiled) for name in names), *variants]
     return replace(case, variants=tuple(variants))
 
 

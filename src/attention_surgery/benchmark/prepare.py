@@ -1,7 +1,9 @@
 """Checks and compilations before anything is timed, in as many processes as the machine has room for."""
 
 import gc
+import math
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -46,8 +48,13 @@ def count_workers(asked: int, device: torch.device) -> int:
     return asked or (0 if device.type == "cpu" else min(MAX_WORKERS, os.cpu_count() or 1))
 
 
-def prepare(cases: Sequence[Case], place: Place, workers: int, verdicts: Verdicts) -> None:
+def prepare(
+    cases: Sequence[Case], place: Place, workers: int, verdicts: Verdicts, *, seconds: float = math.inf
+) -> None:
     """Verify every variant of `cases` that has no verdict yet, into `verdicts`, and compile what will be compiled.
+
+    Without `workers` everything is verified here, and nothing compiled beforehand. With them no compilation begins
+    after `seconds`.
 
     Kernels and graphs are compiled to PyTorch's and Triton's caches on disk, where this process finds them. A
     compilation that fails here fails again, and is named, when its case comes.
@@ -68,6 +75,7 @@ def prepare(cases: Sequence[Case], place: Place, workers: int, verdicts: Verdict
             if variant.compiled:
                 key = (case.scope == "op", case.shape, case.backward, variant)
                 compilations.setdefault(key, replace(case, variants=(variant,)))
+    began = time.monotonic()
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin) as pool:
         waiting: dict[Check, Future[Verdict]] = {
             check: pool.submit(run_check, check, shape, place) for check, shape in checks.items()
@@ -76,6 +84,8 @@ def prepare(cases: Sequence[Case], place: Place, workers: int, verdicts: Verdict
         for check, future in waiting.items():
             verdicts[check] = future.result()
         for future in rest:
+            if time.monotonic() - began > seconds and future.cancel():
+                continue
             future.exception()
 
 

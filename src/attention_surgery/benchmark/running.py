@@ -15,7 +15,7 @@ from .cases import Case, plan_cases
 from .choices import compare_rates
 from .config import BenchmarkConfig
 from .environment import describe
-from .measure import TRIAL_TOKENS, find_fastest, make_row, measure_case, with_kernels
+from .measure import TRIAL_TOKENS, make_row, measure_case, rank_kernels, with_kernels
 from .prepare import Check, Verdicts, allow_recompilations, count_workers, prepare
 from .rows import Row, Status, write_rows
 from .shapes import dtype_of
@@ -25,6 +25,8 @@ from .verification import describe_error
 from .workloads import Place
 
 RESULTS = "benchmark.csv"
+COMPILING_SHARE = 0.25
+"""Of the whole time: no compilation begins beforehand after it."""
 
 
 def find_place(config: BenchmarkConfig) -> Place:
@@ -76,10 +78,10 @@ def run_benchmark(
     allow_recompilations()
 
     verdicts: Verdicts = {}
-    cases = _resolve(cases, place, verdicts)
+    cases = _resolve(cases, place, verdicts, config.kernel)
     workers = count_workers(config.workers, place.device)
     if workers:
-        prepare(cases, place, workers, verdicts)
+        prepare(cases, place, workers, verdicts, seconds=COMPILING_SHARE * 60 * config.minutes)
         say(f"{len(verdicts)} checks, and compilations, after {time.monotonic() - began:.0f} s")
 
     rows: list[Row] = []
@@ -113,18 +115,18 @@ def check_rows(rows: Sequence[Row]) -> None:
         raise BenchmarkError(f"{len(faults)} rows were not measured for a fault:\n" + "\n".join(faults))
 
 
-def _resolve(cases: Sequence[Case], place: Place, verdicts: Verdicts) -> list[Case]:
+def _resolve(cases: Sequence[Case], place: Place, verdicts: Verdicts, kernel: str | None) -> list[Case]:
     """The cases with kernels by name: dense attention is verified and its kernels race, once per kind of case."""
-    fastest: dict[tuple[int, int, int, bool], tuple[str, str]] = {}
+    ranked: dict[tuple[int, int, int, bool], list[str]] = {}
     resolved = []
     for case in cases:
         spec = case.shape.spec
         key = (spec.heads, spec.head_dim, min(case.shape.tokens, TRIAL_TOKENS), case.backward)
-        if key not in fastest:
+        if key not in ranked:
             kernels = tuple(variant for variant in dense_kernels((), place.device) if not variant.compiled)
             prepare([replace(case, scope="op", variants=kernels)], place, 0, verdicts)
-            fastest[key] = find_fastest(case.shape, case.backward, place, verdicts)
-        resolved.append(with_kernels(case, fastest[key]))
+            ranked[key] = rank_kernels(case.shape, case.backward, place, verdicts)
+        resolved.append(with_kernels(case, ranked[key], place.device, kernel))
     return resolved
 
 

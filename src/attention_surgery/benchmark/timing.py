@@ -1,5 +1,6 @@
 """Time and memory of calls that take turns: A B C, A B C, …, so that a machine that slows down does so for all."""
 
+import collections
 import math
 import statistics
 import time
@@ -63,27 +64,30 @@ def interleave(
 ) -> dict[Key, list[float]]:
     """Milliseconds per call, a list with one entry per round. The calls are warm: each has been made once.
 
-    In a round every call has its turn, in the same order. A turn is many calls in a row that nobody waits for, so that
-    on a GPU the time of launching them counts only where the GPU is faster than the launches. Rounds go on for
-    `seconds`, but there are at least `min_rounds` and at most `MAX_ROUNDS`.
+    In a round every call has its turn, in the same order, beginning with another one each time, since only the first
+    finds the device idle. A turn is many calls in a row that nobody waits for, so that on a GPU the time of launching
+    them counts only where the GPU is faster than the launches. Rounds go on for `seconds`, but there are at least
+    `min_rounds` and at most `MAX_ROUNDS`.
     """
     clock = Clock(device)
     clock.wait()
     repeats = {key: _repeats(time_once(call, clock)) for key, call in calls.items()}
     times: dict[Key, list[float]] = {key: [] for key in calls}
+    order = collections.deque(calls)
     began = time.monotonic()
-    while len(next(iter(times.values()))) < MAX_ROUNDS:
-        if time.monotonic() - began > seconds and len(next(iter(times.values()))) >= min_rounds:
+    for done in range(MAX_ROUNDS):
+        if done >= min_rounds and time.monotonic() - began > seconds:
             break
         turns = {}
-        for key, call in calls.items():
+        for key in order:
             start = clock.mark()
             for _ in range(repeats[key]):
-                call()
+                calls[key]()
             turns[key] = (start, clock.mark())
         clock.wait()
         for key, (start, stop) in turns.items():
             times[key].append(clock.milliseconds(start, stop) / repeats[key])
+        order.rotate(-1)
     return times
 
 

@@ -16,7 +16,7 @@ from ..models import HybridConfig, convert_, hybrid_processors
 from ..ops.hybrid import hybrid_attention
 from ..rates import Rate
 from .cases import Case
-from .kernels import dense_attention
+from .kernels import dense_attention, dispatched
 from .shapes import Shape
 from .variants import Variant
 
@@ -59,12 +59,13 @@ def operator(variant: Variant, phi_q: FeatureMap, phi_k: FeatureMap) -> Callable
     """`variant` as a function of q, k and v (b n h d)."""
     if variant.dense:
         return dense_attention(variant.kernel)
+    softmax_part = dispatched(variant.kernel)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return hybrid_attention(
             q, k, v, phi_q, phi_k,
             rate=variant.rate, normalizer=variant.normalizer, pattern=variant.pattern,
-            backend=variant.backend, attention_backend=variant.kernel,  # type: ignore[arg-type]
+            backend=variant.backend, attention_backend=softmax_part,  # type: ignore[arg-type]
         )  # fmt: skip
 
     return torch.compile(attend, fullgraph=True, dynamic=False) if variant.compiled else attend
@@ -134,7 +135,7 @@ def wear(model: WanTransformer3DModel, variant: Variant, rates: Rate | Mapping[i
             processor.backend = variant.backend  # type: ignore[assignment]
     for module in worn.modules():
         if isinstance(module, WanAttention):
-            module.processor._attention_backend = variant.kernel  # type: ignore[union-attr]
+            module.processor._attention_backend = dispatched(variant.kernel)  # type: ignore[union-attr]
     if variant.compiled:
         worn.compile_repeated_blocks(fullgraph=True, dynamic=False)
     return worn
