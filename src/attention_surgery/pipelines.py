@@ -28,7 +28,7 @@ def resolve_device(device: str) -> "torch.device":
         return torch.device("cpu")
     from accelerate import PartialState
 
-    return PartialState().device
+    return cast(torch.device, PartialState().device)
 
 
 def load_pipeline(base: str | Path, *, dtype: "torch.dtype", device: str = "auto", **components: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +63,15 @@ class DistillationPass:
         self._load()
         m, total = self.config.batch_size, self.config.num_trajectories
         label = f"distil pass {self.index + 1}/{len(self.plan.passes)}"
-        with progress(label, total, done=self.trajectory) as advance:
+        steps = self.config.num_inference_steps
+        with progress(label, total * steps, done=self.trajectory * steps) as advance:
             while self.trajectory < total:
                 first = self.trajectory * m
                 batch = [train[(first + i) % len(train)] for i in range(m)]
-                loss = self._train_on(batch)
+                self._train_on(batch, advance)
                 self.trajectory += 1
                 if self.trajectory % self.config.checkpoint_every == 0 or self.trajectory == total:
                     self._save()
-                advance(f"loss {loss:.4f}")
         batches = [heldout[i : i + m] for i in range(0, len(heldout), m)]
         with progress(f"measure pass {self.index + 1}", len(batches), done=self.measured) as advance:
             while self.measured < len(batches):
@@ -82,20 +83,21 @@ class DistillationPass:
         for pair in self.pairs.values():
             pair.to("cpu").requires_grad_(False)
 
-    def _train_on(self, prompts: list[str]) -> float:
+    def _train_on(self, prompts: list[str], advance: Callable[[str], None]) -> None:
         """One teacher trajectory: fill the cache, update on it whenever it is full, and at the end."""
-        losses: list[float] = []
+        note = ""
 
         def on_step_end(step: int) -> None:
+            nonlocal note
             last = step == self.config.num_inference_steps - 1
             full = len(self.cache[self.blocks[0]]) + self.config.forwards_per_step > self.plan.window
             if full or last:
-                losses.append(self._update_on_cache(step, prompts))
+                note = f"loss {self._update_on_cache(step, prompts):.4f}"
+            advance(note)
 
         seed = self._seed("train", self.trajectory)
         with capture(self.pipe.transformer, self.blocks, self._keep):
             run_teacher(self.pipe, prompts, seed=seed, config=self.config, on_step_end=on_step_end)
-        return sum(losses) / len(losses)
 
     def _keep(self, block: int, *tensors: Tensor) -> None:
         self.cache[block].append(tuple(tensor.detach() for tensor in tensors))  # type: ignore[arg-type]
