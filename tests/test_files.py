@@ -1,30 +1,17 @@
 """Files are whole or absent, also when the system refuses to write them."""
 
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from full_disk import no_room
 
 from attention_surgery import files
 from attention_surgery.errors import CheckpointError, RunError
 from attention_surgery.generation import write_video
 
 ROOM = 2048
-
-
-@contextmanager
-def no_room() -> Iterator[None]:
-    """Within the context no file may grow beyond `ROOM` bytes: writes fail half-way, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (ROOM, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def write_noise(path: Path) -> None:
@@ -45,7 +32,7 @@ WRITERS = {
 def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path, kind):
     path = tmp_path / "file.mp4"
     path.write_bytes(b"before")
-    with no_room(), pytest.raises(RunError, match=rf"{path} cannot be written: .*still stands"):
+    with no_room(ROOM), pytest.raises(RunError, match=rf"{path} cannot be written: .*still stands"):
         WRITERS[kind](path)
     assert [found.name for found in tmp_path.iterdir()] == ["file.mp4"] and path.read_bytes() == b"before"
     WRITERS[kind](path)
@@ -55,7 +42,7 @@ def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path, kind):
 def test_a_log_on_a_full_disk_keeps_its_whole_lines(tmp_path):
     log = tmp_path / "log.jsonl"
     files.append_jsonl(log, {"step": 1})
-    with no_room(), pytest.raises(RunError, match="cannot be written"):
+    with no_room(ROOM), pytest.raises(RunError, match="cannot be written"):
         files.append_jsonl(log, {"step": 2, "text": "x" * 2 * ROOM})
     files.append_jsonl(log, {"step": 2})
     assert files.read_jsonl(log) == [{"step": 1}, {"step": 2}]

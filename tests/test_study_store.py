@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from full_disk import no_room
 
 from attention_surgery.errors import StudyError
 from attention_surgery.study import StudyConfig, StudyReportConfig, study_report
@@ -116,6 +117,19 @@ def test_many_raters_and_repeated_requests_at_once(tmp_path):
     assert len(votes) == 32
     assert Counter(vote.rater for vote in votes) == dict.fromkeys(raters, 8)
     assert len({(vote.rater, vote.name) for vote in votes}) == 32
+
+
+def test_on_a_full_disk_no_file_is_left_and_no_vote_lost(tmp_path):
+    with no_room(4096), pytest.raises(StudyError, match=r"v\.sqlite cannot be written"):
+        make_store(tmp_path)
+    assert not any(tmp_path.iterdir())
+    store = make_store(tmp_path)
+    state = store.enter("anna")
+    store.vote(state.question.token, "left")
+    with no_room(4096), pytest.raises(StudyError, match=r"v\.sqlite cannot be used"):
+        store.vote(store.enter("anna").question.token, "right")
+    assert [vote.side for vote in StudyStore(store.path).votes()] == ["left"]
+    assert store.vote(store.enter("anna").question.token, "right").done == 2
 
 
 @pytest.mark.parametrize("rater", ["", "  ", "x" * 65, "two words", "<script>", "a/b", "../etc"])

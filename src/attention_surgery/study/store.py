@@ -13,13 +13,13 @@ import random
 import secrets
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import StudyError
+from ..errors import RunError, StudyError
 from ..files import write_atomic
 from .videos import Pair
 
@@ -45,6 +45,8 @@ CREATE TABLE vote (
     choice TEXT NOT NULL CHECK (choice IN ('left', 'right', 'none')), voted_at TEXT NOT NULL
 );
 """
+
+INSERT_PAIR = "INSERT INTO pair VALUES (:name, :prompt, :caption, :dimensions, :ours_digest, :baseline_digest)"
 
 Outcome = Literal["ours", "tie", "baseline"]
 
@@ -104,19 +106,20 @@ class StudyStore:
 
     @classmethod
     def create(cls, path: Path, settings: dict[str, Any], pairs: Sequence[Pair]) -> "StudyStore":
-        """Make a study's file, whole or not at all."""
-        with write_atomic(path) as temporary:
-            connection = sqlite3.connect(temporary)
-            connection.executescript(
-                f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT_VERSION}; {SCHEMA}"
-            )
-            with connection:
-                connection.execute("INSERT INTO study VALUES (?)", (json.dumps(settings),))
-                connection.executemany(
-                    "INSERT INTO pair VALUES (:name, :prompt, :caption, :dimensions, :ours_digest, :baseline_digest)",
-                    [{**asdict(pair), "dimensions": json.dumps(pair.dimensions)} for pair in pairs],
+        """Make a study's file, whole or not at all. StudyError if it cannot be written, for example on a full disk."""
+        try:
+            with write_atomic(path) as temporary, closing(sqlite3.connect(temporary)) as connection:
+                connection.executescript(
+                    f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT_VERSION}; {SCHEMA}"
                 )
-            connection.close()
+                with connection:
+                    connection.execute("INSERT INTO study VALUES (?)", (json.dumps(settings),))
+                    connection.executemany(
+                        INSERT_PAIR,
+                        [{**asdict(pair), "dimensions": json.dumps(pair.dimensions)} for pair in pairs],
+                    )
+        except (sqlite3.DatabaseError, RunError) as error:
+            raise StudyError(f"{path} cannot be written: {error}") from error
         return cls(path)
 
     def enter(self, rater: str) -> Progress:
