@@ -17,15 +17,15 @@ from PIL import Image
 
 import attention_surgery as asg
 from attention_surgery import shapes
-from attention_surgery.errors import CheckpointError, ConfigError, DataError, RunError
+from attention_surgery.errors import CheckpointError, ConfigError, DataError, ModelError, RunError
 from attention_surgery.evaluation import Difference, EvaluationReport
-from attention_surgery.files import write_json
+from attention_surgery.files import digest, write_json
 from attention_surgery.generation import read_video, write_video
 from attention_surgery.pipelines import load_pipeline
 from attention_surgery.recipe import RecipeConfig, read_config, run
 from attention_surgery.recipe.folder import RunFolder
 from attention_surgery.recipe.sequence import judge_run
-from attention_surgery.recipe.stages import generate_stage, read_rates
+from attention_surgery.recipe.stages import base_digest, convert_stage, generate_stage, read_prompts, read_rates
 from attention_surgery.report import build_report
 from attention_surgery.report.figures import errors_figure
 from attention_surgery.study import StudyConfig, StudyReportConfig, study_report
@@ -108,6 +108,9 @@ def test_a_run_leaves_everything(finished, world):
     }
     pipe = load_pipeline(world / "base", dtype=torch.float32, device="cpu", transformer=model)
     assert pipe.transformer is model
+    for checkpoint in ("converted", "model"):  # cards are for others: what made the model, but no path of this machine
+        card = (finished / checkpoint / "README.md").read_text()
+        assert "num_trajectories" in card and str(world) not in card
 
 
 def test_teacher_distilled_and_hybrid_are_three_models(finished):
@@ -265,10 +268,24 @@ def test_a_run_does_not_go_on_with_other_prompts(world, finished, tmp_path):
     config = dataclasses.replace(read_config(world / "recipe.toml"), sample_prompts=str(tmp_path / "samples.txt"))
     (tmp_path / "samples.txt").write_text("ball\nblue ball\n")
     run_folder = tmp_path / "run"
-    RunFolder(run_folder).claim(config.to_dict() | {"lines": {}})
+    RunFolder(run_folder).claim(config.to_dict() | {"lines": {}, "weights": base_digest(config.base)})
     with pytest.raises(RunError, match=r"lines\.sample_prompts"):
         run(config, run_folder)
     assert [path.name for path in run_folder.iterdir()] == ["config.json"]
+
+
+def test_another_base_model_in_the_same_folder_is_refused(world, finished, tmp_path):
+    shutil.copytree(world / "base", tmp_path / "base")
+    config = dataclasses.replace(read_config(world / "recipe.toml"), base=str(tmp_path / "base"))
+    lines = {name: digest(read_prompts(getattr(config, name))) for name in ("prompts", "sample_prompts")}
+    before = {"lines": lines, "weights": base_digest(config.base)}
+    RunFolder(tmp_path / "run").claim(config.to_dict() | before)
+    micro_pipeline(seed=1).save_pretrained(tmp_path / "base")
+    with pytest.raises(RunError, match=r"other settings \(weights: "):
+        run(config, tmp_path / "run")
+    with pytest.raises(ModelError, match="distilled from other weights"):
+        convert_stage(config.base, finished / "distill" / "bank", {0: 2}, tmp_path / "converted", dtype=torch.float32)
+    assert not (tmp_path / "converted").exists()
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"format": 2}'])

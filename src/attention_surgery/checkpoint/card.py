@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ..models import HybridWanTransformer3DModel
@@ -28,7 +29,7 @@ def model_card(
 ) -> str:
     """Markdown: which blocks are hybrid at which rates, with their errors and the cost where `provenance` has them.
 
-    The base model is named if its name is a hub id; a path of the machine at hand is not shown.
+    The base model is named if its name is a hub id; of a path of the machine at hand only the last part is shown.
     """
     config = model.hybrid_config
     errors: Mapping[str, Mapping[str, float]] = provenance.get("errors", {})
@@ -41,7 +42,7 @@ def model_card(
     from_image = model.config["image_dim"] is not None
     base = base_name(model) if re.fullmatch(r"[\w.-]+/[\w.-]+", base_name(model)) else ""
     cost = provenance.get("cost")
-    rest = {key: value for key, value in provenance.items() if key not in ("errors", "cost")}
+    rest = _without_folders({key: value for key, value in provenance.items() if key not in ("errors", "cost")})
     made = f"\n## How it was made\n\n```json\n{json.dumps(rest, indent=2)}\n```\n" if rest else ""
     costs = "" if cost is None else f" The blocks keep {100 * cost:.1f} % of their all-softmax cost."
     holds = "all weights" if weights == "all" else "the feature maps only; the base model is loaded with them"
@@ -70,3 +71,12 @@ pipe = {pipeline}.from_pretrained("{base or "BASE"}", transformer=transformer)
 |---|---|---|
 {chr(10).join(rows)}
 {made}"""
+
+
+def _without_folders(value: Any) -> Any:
+    """A JSON value whose absolute paths are cut to their last part."""
+    if isinstance(value, Mapping):
+        return {key: _without_folders(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_folders(part) for part in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

@@ -78,6 +78,7 @@ def distill(
     )
     provenance = {
         "base": pipe.transformer.config.get("_name_or_path", ""),
+        "weights": weights_digest(pipe.transformer),
         "prompts": len(prompts),
         "prompts_digest": digest(list(prompts)),
         **asdict(config),
@@ -87,7 +88,7 @@ def distill(
         raise RunError("several processes distil through a shared folder; give output_dir")
     if folder is not None and state.is_main_process:
         settings = {"blocks": list(blocks), "rates": list(rates), "plan": plan.passes, **provenance}
-        _open(folder, settings | {"weights": weights_digest(pipe.transformer)}, resume)
+        _open(folder, settings, resume)
     state.wait_for_everyone()
 
     bank = FeatureMapBank(spec, blocks, rates, seed=config.seed, provenance=provenance)

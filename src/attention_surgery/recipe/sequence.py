@@ -17,6 +17,7 @@ from ..report import build_report
 from .config import RecipeConfig
 from .folder import RunFolder
 from .stages import (
+    base_digest,
     convert_stage,
     distill_stage,
     finetune_stage,
@@ -43,7 +44,7 @@ def run(config: RecipeConfig, folder: str | Path) -> Path:
     at = RunFolder(Path(folder))
     given = {name: getattr(config, name) for name in ("prompts", "sample_prompts")}
     lines = {name: digest(read_prompts(file)) for name, file in given.items() if file}
-    at.claim(config.to_dict() | {"lines": lines})
+    at.claim(config.to_dict() | {"lines": lines, "weights": base_digest(config.base)})
     path = at.path
     dtype = getattr(torch, config.dtype)
     place = {"dtype": dtype, "device": config.device}

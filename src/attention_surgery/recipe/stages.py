@@ -10,9 +10,10 @@ import torch
 from accelerate import PartialState
 
 from ..checkpoint import from_pretrained, load_transformer, save_pretrained
+from ..checkpoint.identity import weights_digest
 from ..cost import block_costs, profile
 from ..distillation import DistillConfig, FeatureMapBank, distill
-from ..errors import DataError
+from ..errors import DataError, ModelError
 from ..files import read_json, write_json
 from ..finetuning import FinetuneConfig, finetune
 from ..generation import GenerateConfig, generate, write_video
@@ -85,9 +86,15 @@ def select_stage(base: str, bank_folder: Path, file: Path, *, budget: float, uni
 def convert_stage(
     base: str, bank_folder: Path, rates: Mapping[int, Rate], folder: Path, *, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """Convert the base model at `rates`, load its distilled maps, and write a φ-only checkpoint."""
+    """Convert the base model at `rates`, load its distilled maps, and write a φ-only checkpoint.
+
+    Raises:
+        ModelError: the maps were distilled from other weights.
+    """
     bank = FeatureMapBank.from_pretrained(bank_folder)
     model = load_transformer(base, dtype=dtype)
+    if bank.provenance.get("weights") not in (None, weights_digest(model)):
+        raise ModelError(f"{bank_folder} was distilled from other weights than those of {base}: distil it anew")
     convert_(model, bank.hybrid_config(rates))
     bank.load_into_(model)
     errors = {str(b): {str(r): e for r, e in row.items()} for b, row in bank.errors.items()}
@@ -146,6 +153,7 @@ def generate_stage(
     """
     settings = {
         "base": base,
+        "weights": base_digest(base),
         "checkpoint": None if checkpoint is None else _checkpoint_digest(checkpoint),
         "prompts": {f"{i:04d}": prompt for i, prompt in enumerate(prompts)},
         "first_seed": first_seed,
@@ -166,6 +174,12 @@ def generate_stage(
                 write_video(folder / f"{i:04d}.mp4", video, fps=config.fps)
                 advance("")
     return {"videos": len(prompts)}
+
+
+def base_digest(base: str) -> str | None:
+    """Tells the weights of a local base model from those that its folder held before; None for a hub id."""
+    folder = Path(resolve_base(base)) / "transformer"
+    return _checkpoint_digest(folder) if folder.is_dir() else None
 
 
 def _checkpoint_digest(folder: Path) -> str:
