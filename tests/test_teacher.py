@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import WanPipeline
+from PIL import Image
 
 import attention_surgery as asg
 from attention_surgery import shapes
-from attention_surgery.errors import CheckpointError, ConfigError, RunError
+from attention_surgery.errors import CheckpointError, ConfigError, DivergenceError, RunError
 from attention_surgery.teacher.autoencoder import psnr
 from attention_surgery.teacher.build import build_tokenizer
 from attention_surgery.teacher.config import TeacherConfig
@@ -46,6 +47,8 @@ TOY = TeacherConfig(
     vae_window=5,
     batch=2,
     compile=False,
+    sample_seconds=0.3,
+    steps=2,
 )
 
 
@@ -139,11 +142,21 @@ def test_training_runs_stops_goes_on_and_loads(tmp_path):
     step = torch.load(tmp_path / "training.pt", weights_only=True)["step"]
     assert train_teacher(TOY, tmp_path) is True
     assert torch.load(tmp_path / "training.pt", weights_only=True)["step"] > step > 0
+    sheet = sorted((tmp_path / "samples").iterdir())[0]
+    with Image.open(sheet) as image:
+        assert image.height > 4 * shapes.HEIGHT and len(set(image.convert("L").getdata())) > 20
     pipe = WanPipeline.from_pretrained(tmp_path / "tiny-wan", dtype=torch.float32)
     (clip,) = sample(pipe, ["a red circle grows on a plain background"], guidance=1.5, steps=2, batch=1)
     assert clip.shape == (shapes.FRAMES, shapes.HEIGHT, shapes.WIDTH, 3)
     with pytest.raises(RunError, match="another config"):
         train_teacher(dataclasses.replace(TOY, batch=4), tmp_path)
+
+
+def test_training_stops_at_a_loss_that_is_not_finite(tmp_path):
+    config = dataclasses.replace(TOY, lr=1e30, sample_seconds=1000)
+    with pytest.raises(DivergenceError, match="before step"):
+        train_teacher(config, tmp_path)
+    assert not (tmp_path / "tiny-wan").exists()
 
 
 def test_config_refuses_what_cannot_be_built():

@@ -24,6 +24,7 @@ class TeacherConfig:
         ema: decay of the averaged weights, which are the ones that are saved.
         compile: compile the transformer's blocks.
         checkpoint_seconds: time between two checkpoints.
+        sample_seconds: time between two contact sheets of samples, whose making does not count as training.
         guidance, steps: sampling settings of the evaluation and of the model card.
         seed: of everything.
     """
@@ -49,6 +50,7 @@ class TeacherConfig:
     ema: float = 0.9985
     compile: bool = True
     checkpoint_seconds: float = 60.0
+    sample_seconds: float = 60.0
     guidance: float = 2.0
     steps: int = 25
     seed: int = 0
@@ -73,5 +75,6 @@ CPU = TeacherConfig(
     vae_batch=3,
     batch=16,
     compile=False,
+    sample_seconds=1200,
 )
 """Two cores, under three hours."""

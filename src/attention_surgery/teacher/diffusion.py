@@ -1,6 +1,7 @@
 """Training the transformer and the text encoder together, by flow matching on latents."""
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
+from ..errors import DivergenceError
 from ..files import write_torch
 from .config import TeacherConfig
 
@@ -44,13 +46,18 @@ def train_diffusion(
     device: torch.device,
     checkpoint: Path,
     report: Callable[[dict[str, float]], None],
+    show: Callable[[Diffusion, int], None],
     *,
     slice_minutes: float = float("inf"),
 ) -> tuple[Diffusion, bool]:
     """Flow matching for `config.diffusion_minutes` in all: x_t = (1 - σ) x_0 + σ ε, target ε - x_0, shifted σ.
 
     Returns the averaged weights, and whether the time is used up. A run that stopped, after `slice_minutes` or by
-    force, goes on from `checkpoint`.
+    force, goes on from `checkpoint`. `show` is called with the averaged weights and the step every
+    `config.sample_seconds`.
+
+    Raises:
+        DivergenceError: a loss or gradient that is not finite; the last checkpoint stands.
     """
     model.to(device).train().requires_grad_(True)
     average = copy.deepcopy(model).eval().requires_grad_(False)
@@ -72,6 +79,11 @@ def train_diffusion(
     averages: list[Tensor] = list(average.parameters())
 
     def save(seconds: float) -> None:
+        if not all(map(math.isfinite, (last_loss.item(), last_norm.item()))):
+            raise DivergenceError(
+                f"the loss is {last_loss.item()} and the gradient {last_norm.item()} before step {step}; "
+                "the last checkpoint stands: lower lr"
+            )
         state: dict[str, Any] = {
             "model": model.state_dict(),
             "average": average.state_dict(),
@@ -82,7 +94,8 @@ def train_diffusion(
         }
         write_torch(checkpoint, state)
 
-    start = saved_at = time.monotonic()
+    last_loss = last_norm = torch.zeros(())
+    start = saved_at = shown_at = time.monotonic()
     total = 60 * config.diffusion_minutes
     while (seconds := before + time.monotonic() - start) < total and seconds - before < 60 * slice_minutes:
         for group in optimizer.param_groups:
@@ -103,6 +116,7 @@ def train_diffusion(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        last_loss, last_norm = loss.detach(), norm.detach()
         optimizer.step()
         step += 1
         decay = min(config.ema, step / (step + 10))
@@ -112,6 +126,11 @@ def train_diffusion(
         if time.monotonic() - saved_at > config.checkpoint_seconds:
             save(before + time.monotonic() - start)
             saved_at = time.monotonic()
+        if time.monotonic() - shown_at > config.sample_seconds:
+            shown_at = time.monotonic()
+            show(average, step)
+            pause = time.monotonic() - shown_at
+            start, saved_at, shown_at = start + pause, saved_at + pause, shown_at + pause
     save(before + time.monotonic() - start)
     return average, before + time.monotonic() - start >= total
 

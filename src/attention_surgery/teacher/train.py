@@ -21,8 +21,10 @@ from .build import build_pipeline, build_text_encoder, build_tokenizer, build_tr
 from .clips import render_clips
 from .config import TeacherConfig
 from .diffusion import Diffusion, train_diffusion
+from .evaluate import captions_for, contact_sheet, sample
 
 HELDOUT_SEED = 900_000
+SHOWN = 4
 
 
 def train_teacher(
@@ -38,7 +40,7 @@ def train_teacher(
 
     Args:
         config: sizes and times.
-        folder: run folder: `config.json`, `log.jsonl`, `vae/`, `training.pt`, `tiny-wan/`.
+        folder: run folder: `config.json`, `log.jsonl`, `vae/`, `training.pt`, `samples/`, `tiny-wan/`.
         device: "auto" takes a GPU if there is one.
         scratch: where the rendered clips go (about 0.2 MB each); default `folder/clips`.
         slice_minutes: stop the diffusion training after this long; call again to go on.
@@ -111,6 +113,14 @@ def train_teacher(
         state = earlier.text_encoder.state_dict()
         model.text_encoder.load_state_dict(state | {name: state[name][rows] for name in embeddings})
     log(stage="diffusion", parameters=sum(parameter.numel() for parameter in model.parameters()))
+
+    def show(average: Diffusion, step: int) -> None:
+        """A contact sheet of what the model draws so far, with the seeds of the evaluation."""
+        pipe = build_pipeline(config, vae, average.transformer, average.text_encoder)  # type: ignore[arg-type]
+        shown = captions_for("train", SHOWN)
+        clips = sample(pipe, shown, guidance=config.guidance, steps=config.steps, batch=SHOWN)
+        contact_sheet(folder / "samples" / f"step-{step:06d}.png", clips, shown)
+
     average, complete = train_diffusion(
         model,
         tokenizer,
@@ -120,6 +130,7 @@ def train_teacher(
         at,
         folder / "training.pt",
         lambda row: log(stage="diffusion", **row),
+        show,
         slice_minutes=slice_minutes,
     )
     pipe = build_pipeline(config, vae.to(torch.bfloat16), average.transformer, average.text_encoder)  # type: ignore[arg-type]
