@@ -134,6 +134,7 @@ def test_the_fastest_dense_kernels_join_and_the_hybrids_get_the_fastest_of_pytor
         ({"levels": ("opp",)}, ConfigError),
         ({"minutes": 0}, ConfigError),
         ({"workers": -1}, ConfigError),
+        ({"threads": 1.5}, ConfigError),
         ({"kernel": "fast"}, ConfigError),
         ({"rates": (1, 2)}, ConfigError),
         ({"rates": (2, 2)}, RateError),
@@ -150,7 +151,10 @@ def test_what_the_device_does_not_have_is_refused(tmp_path):
         run_benchmark(BenchmarkConfig(device="cpu", shapes=("wan",)), tmp_path)
     with pytest.raises(ConfigError, match="device 'abacus'"):
         describe_plan(BenchmarkConfig(device="abacus"))
-    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="is a file; expected a folder"):
+        run_benchmark(BenchmarkConfig(device="cpu"), tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_dry_run_lists_the_cases_of_a_device_that_is_not_here_and_writes_nothing(tmp_path):

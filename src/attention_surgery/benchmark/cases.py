@@ -99,17 +99,17 @@ GPU_PLAN = (
 
 TARGET, SMALL = "n8192", "small-2k"
 CPU_PLAN = (
-    Step("op", (TARGET,), (dense_kernels, own_mean), seconds=20),
-    Step("op", (TARGET,), (dense_kernels, own_mean), backward=True, seconds=50),
+    Step("op", (TARGET,), (dense_kernels, own_mean), seconds=15),
+    Step("op", (TARGET,), (dense_kernels, own_mean), backward=True, seconds=40),
     Step("op", (TARGET,), (own_max, own_staggered), seconds=10, highest=True),
-    Step("op", SWEEPS["cpu"][:-1], seconds=3),
+    Step("op", SWEEPS["cpu"][:-1], seconds=2),
     Step("block", (SMALL,), seconds=3),
-    Step("transformer", (SMALL,), seconds=5),
-    Step("transformer", (SMALL,), backward=True, seconds=10),
-    Step("rates", (SMALL,), seconds=10),
-    Step("op", SWEEPS["cpu"][:-1], backward=True, seconds=3),
+    Step("transformer", (SMALL,), seconds=6),
+    Step("transformer", (SMALL,), backward=True, seconds=20, highest=True),
+    Step("rates", (SMALL,), seconds=15),
+    Step("op", SWEEPS["cpu"][:-1], backward=True, seconds=2),
     Step("block", (SMALL,), compiled=True, seconds=3, highest=True),
-    Step("transformer", (SMALL,), compiled=True, seconds=5, highest=True),
+    Step("transformer", (SMALL,), compiled=True, seconds=6, highest=True),
 )
 
 

@@ -34,19 +34,12 @@ def compare_rates(case: Case, place: Place, run: Mapping[str, str], bank: Path |
     costs = measure_costs(case, place, rates)
     errors = read_errors(bank, case.shape.spec.blocks, rates[1:])
     chosen: dict[tuple[str, float], Selection] = {}
-    rows = []
+    notes: dict[tuple[str, float], str] = {}
     for budget, unit in product(BUDGETS, costs):
         try:
             chosen[unit, budget] = select_rates(errors, costs[unit], budget=budget)
         except SelectionError as error:
-            values: dict[str, Any] = {
-                "unit": unit,
-                "budget": budget,
-                "note": str(error),
-                "rate": "",
-                "variant": f"by {unit}",
-            }
-            rows.append(make_row(case, hybrid, place, run, status="not measured", **values))
+            notes[unit, budget] = str(error)
 
     model, inputs = build_transformer(case.shape, place), transformer_inputs(case.shape, place)
     models = {DENSE: wear(model, dense, 1)}
@@ -58,18 +51,21 @@ def compare_rates(case: Case, place: Place, run: Mapping[str, str], bank: Path |
 
     columns = {key: timing_columns(values, times[DENSE], dense.name) for key, values in times.items()}
     expected = 1000 * sum(row[1] for row in costs["latency"].values())
-    rows.insert(0, make_row(case, dense, place, run, status="measured", predicted_ms=expected, **columns[DENSE]))
-    for (unit, budget), selection in chosen.items():
-        seconds = sum(costs["latency"][block][rate] for block, rate in selection.rates.items())
-        values = {
-            "variant": f"by {unit}",
-            "rate": describe_rates(selection.rates),
-            "unit": unit,
-            "budget": budget,
-            "error": selection.error,
-            "predicted_ms": 1000 * seconds if unit == "latency" else columns[DENSE]["p50_ms"] * selection.cost,
-        }
-        rows.append(make_row(case, hybrid, place, run, status="measured", **values | columns[unit, budget]))
+    rows = [make_row(case, dense, place, run, status="measured", predicted_ms=expected, **columns[DENSE])]
+    for budget, unit in product(BUDGETS, costs):
+        known: dict[str, Any] = {"variant": f"by {unit}", "rate": "", "unit": unit, "budget": budget}
+        if (unit, budget) in notes:
+            known |= {"status": "not measured", "note": notes[unit, budget]}
+        else:
+            selection = chosen[unit, budget]
+            seconds = sum(costs["latency"][block][rate] for block, rate in selection.rates.items())
+            known |= columns[unit, budget] | {
+                "status": "measured",
+                "rate": describe_rates(selection.rates),
+                "error": selection.error,
+                "predicted_ms": 1000 * seconds if unit == "latency" else columns[DENSE]["p50_ms"] * selection.cost,
+            }
+        rows.append(make_row(case, hybrid, place, run, **known))
     return rows
 
 

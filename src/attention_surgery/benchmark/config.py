@@ -28,6 +28,8 @@ class BenchmarkConfig:
         minutes: a case that would not end within this time is listed as not measured. Cases come in order of
             importance.
         workers: processes that check and compile beforehand; 0 is up to 8 on a GPU and none, in this one, on the CPU.
+        threads: of the CPU, for its preset; 0 is as many as PyTorch takes. On a busy machine fewer than its cores are
+            steadier.
         kernel: diffusers attention backend of the hybrid's softmax part; the fastest of PyTorch's own if none is given.
         bank: distilled maps whose errors the level rates takes; a declared formula if none is given.
 
@@ -42,6 +44,7 @@ class BenchmarkConfig:
     rates: tuple[int, ...] = (2, 4, 8)
     minutes: float = 7.5
     workers: int = 0
+    threads: int = 0
     kernel: Kernel | None = None
     bank: Path | None = None
 
@@ -55,8 +58,9 @@ class BenchmarkConfig:
             raise ConfigError(f"minutes is {self.minutes}; expected a number above 0")
         if self.kernel is not None and self.kernel not in KERNELS:
             raise ConfigError(f"kernel {self.kernel!r} does not exist; expected one of {KERNELS}")
-        if not isinstance(self.workers, int) or self.workers < 0:
-            raise ConfigError(f"workers is {self.workers!r}; expected an integer >= 0")
+        for name in ("workers", "threads"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected an integer >= 0")
 
     def measures(self, level: Level) -> bool:
         """Whether `level` is wanted."""

@@ -1,5 +1,6 @@
 """One case: its variants made ready, timed in turns, and turned into rows."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,8 @@ from .timing import Summary, interleave, peak_memory, speedup
 from .variants import Variant, dense_kernels
 from .verification import describe_error
 from .workloads import Place, make_calls
+
+_log = logging.getLogger("attention_surgery")
 
 MIB = 2**20
 TRIAL_TOKENS = 16384
@@ -67,6 +70,7 @@ def measure_case(case: Case, place: Place, run: Mapping[str, str]) -> list[Row]:
         try:
             calls[variant]()
         except Exception as error:  # named in the table; a hybrid that does not run ends the command with an error
+            _log.warning("%s: %s does not run", case.name, variant.name, exc_info=error)
             del calls[variant]
             rows[variant] = make_row(case, variant, place, run, status="does not run", note=describe_error(error))
     peaks = {variant: peak_memory(call, place.device) for variant, call in calls.items()}

@@ -64,6 +64,8 @@ def speedup_figure(rows: Sequence[Row]) -> Figure | None:
     """Speed-ups of every case that is no sweep, with their intervals and FLOP limits; None if nothing was measured."""
     own = [row for row in rows if is_own(row) and row.level != "rates" and row.speedup]
     own = [row for row in own if row.shape == rows[0].shape or row.shape not in SWEPT]
+    first = {(_case_label(row), row.rate): row for row in reversed(own)}
+    own = [row for row in own if row is first[_case_label(row), row.rate]]
     labels = list(dict.fromkeys(map(_case_label, own)))
     if not labels:
         return None

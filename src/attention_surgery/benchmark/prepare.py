@@ -5,7 +5,8 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 
@@ -57,7 +58,8 @@ def prepare(
     after `seconds`.
 
     Kernels and graphs are compiled to PyTorch's and Triton's caches on disk, where this process finds them. A
-    compilation that fails here fails again, and is named, when its case comes.
+    compilation that fails here fails again, and is named, when its case comes. The models of a block stand for those of
+    a whole transformer: only blocks are compiled.
     """
     checks: dict[Check, Shape] = {}
     for case in cases:
@@ -82,11 +84,11 @@ def prepare(
         }
         rest = [pool.submit(run_once, case, place) for case in compilations.values()]
         for check, future in waiting.items():
-            verdicts[check] = future.result()
+            if not isinstance(future.exception(), BrokenProcessPool):  # it is checked here when its case comes
+                verdicts[check] = future.result()
+        wait(rest, timeout=max(0.0, seconds - (time.monotonic() - began)))
         for future in rest:
-            if time.monotonic() - began > seconds and future.cancel():
-                continue
-            future.exception()
+            future.cancel()
 
 
 def allow_recompilations() -> None:
@@ -102,7 +104,7 @@ def run_check(check: Check, shape: Shape, place: Place) -> Verdict:
 
 
 def run_once(case: Case, place: Place) -> None:
-    """Every call of `case` once, likewise; of a transformer the first block alone, which is all that is compiled."""
+    """Every call of `case` once, likewise; of a transformer the first block."""
     scope = "op" if case.scope == "op" else "block"
     for call in make_calls(replace(case, scope=scope), place).values():
         call()

@@ -1,8 +1,8 @@
 """The whole benchmark: verify, compile, time case after case, and write what is there after each."""
 
 import gc
+import logging
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,8 @@ from .timing import MIN_ROUNDS
 from .variants import dense_kernels
 from .verification import describe_error
 from .workloads import Place
+
+_log = logging.getLogger("attention_surgery")
 
 RESULTS = "benchmark.csv"
 COMPILING_SHARE = 0.25
@@ -68,11 +70,15 @@ def run_benchmark(
 
     Raises:
         BenchmarkError: no kernel for dense attention runs here.
-        ConfigError: a device that cannot be used, a shape that the device's preset does not have.
+        ConfigError: a device that cannot be used, a shape that the device's preset does not have, no folder.
     """
     began = time.monotonic()
     place = find_place(config)
+    if config.threads:
+        torch.set_num_threads(config.threads)
     cases = plan_cases(config, place.device) if cases is None else cases
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"output {output} is a file; expected a folder, which is made if it is not there")
     run = describe(place.device, config.command())
     say(f"{run['device']}, {str(place.dtype)[6:]}, torch {run['torch']}, triton {run['triton'] or 'none'}")
     allow_recompilations()
@@ -92,7 +98,7 @@ def run_benchmark(
             say(f"{case.number}/{len(cases)} {case.name}: not measured")
         else:
             prepare([case], place, 0, verdicts)
-            fresh = _try_to_measure(case, place, verdicts, run, config.bank, say)
+            fresh = _try_to_measure(case, place, verdicts, run, config.bank)
             rows += fresh
             say(f"{case.number}/{len(cases)} {case.name}, after {time.monotonic() - began:.0f} s")
             for row in fresh:
@@ -130,14 +136,12 @@ def _resolve(cases: Sequence[Case], place: Place, verdicts: Verdicts, kernel: st
     return resolved
 
 
-def _try_to_measure(
-    case: Case, place: Place, verdicts: Verdicts, run: dict[str, str], bank: Path | None, say: Callable[[str], None]
-) -> list[Row]:
-    """Rows of one case. One that breaks is told, and named in every row and at the end; the cases after it go on."""
+def _try_to_measure(case: Case, place: Place, verdicts: Verdicts, run: dict[str, str], bank: Path | None) -> list[Row]:
+    """Rows of one case. One that breaks is logged, and named in every row and at the end; the cases after it go on."""
     try:
         return _measure(case, place, verdicts, run, bank)
     except Exception as error:
-        say(traceback.format_exc())
+        _log.warning("%s breaks", case.name, exc_info=error)
         note = describe_error(error)
         return [make_row(case, each, place, run, status="does not run", note=note) for each in case.variants]
 

@@ -59,7 +59,7 @@ def _operator(tokens: int, heads: int, head_dim: int) -> Shape:
     return Shape(name=f"n{tokens}", title=f"{heads} heads × {head_dim}", spec=spec, tokens=tokens)
 
 
-SMALL = WanSpec(blocks=4, heads=4, head_dim=64, ffn_dim=1024)
+SMALL = WanSpec(blocks=4, heads=4, head_dim=64, ffn_dim=512, text_tokens=64)
 GPU_SHAPES = (
     _model("wan2.1-1.3b-480p", "Wan2.1 1.3B", MODELS["Wan2.1 1.3B"], (81, 480, 832)),
     _model("wan2.1-1.3b-320p", "Wan2.1 1.3B", MODELS["Wan2.1 1.3B"], (81, 320, 480)),

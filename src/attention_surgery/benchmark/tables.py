@@ -7,6 +7,7 @@ from itertools import groupby
 from .rows import Row
 
 UNMEASURED = "not yet measured"
+LEVELS = ("op", "block", "transformer")
 
 Headline = tuple[str, str, str, str, bool, str]
 """Level, shape, passes, normalizer, compiled, and what people read."""
@@ -82,23 +83,27 @@ def results_table(rows: Sequence[Row]) -> list[str]:
 def _cases(rows: Sequence[Row]) -> list[str]:
     rates = sorted({int(row.rate) for row in rows if is_own(row) and row.level != "rates"})
     lines = [
-        "| | shape | N | passes | | dense, ms | " + " | ".join(f"R = {rate}, ms" for rate in rates)
-        + " | " + " | ".join(f"R = {rate}" for rate in rates) + " |",
-        "|---|---|--:|---|---" + "|--:" * (1 + 2 * len(rates)) + "|",
-    ]  # fmt: skip
+        "| | | N | passes | | dense, ms | " + " | ".join(f"R = {rate}" for rate in rates) + " | peak, MiB |",
+        "|---|---|--:|---|---" + "|--:" * (2 + len(rates)) + "|",
+    ]
+    found = {}
     for case in _by_case(row for row in rows if row.level != "rates"):
-        own = {row.rate: row for row in case if is_own(row)}
-        dense = fastest_dense(case)
-        if len(own) < len(rates):
-            continue
-        row, mode = case[0], next(iter(own.values())).compiled
-        cells = [row.level, row.title, f"{row.tokens:,}", row.passes]
-        cells += ["" if row.level == "op" else "compiled" if mode else "eager"]
-        cells += ["" if dense is None else f"{dense.p50_ms:.4g}"]
-        cells += [_time(own[str(rate)]) for rate in rates] + [_ratio(own[str(rate)], share=True) for rate in rates]
-        lines.append("| " + " | ".join(cells) + " |")
-    note = "Speed-ups against the fastest dense attention, their 95 % intervals, shares of the FLOP limit."
-    return [*lines, "", note] if len(lines) > 2 else []
+        own = {int(row.rate): row for row in case if is_own(row)}
+        first = next(iter(own.values()), case[0])
+        if first.level != "op" or len(own) == len(rates):
+            mode = "" if first.level == "op" else "compiled" if first.compiled else "eager"
+            shown = [fastest_dense(case), *(own.get(rate) for rate in rates)]
+            peaks = [f"{row.peak_mib:.0f}" for row in shown if row is not None and row.peak_mib is not None]
+            cells = [first.level, first.title, f"{first.tokens:,}", first.passes, mode]
+            cells += ["" if shown[0] is None else _time(shown[0])]
+            cells += [*(_ratio(row, share=True) for row in shown[1:]), " / ".join(peaks)]
+            order = (LEVELS.index(first.level), first.title, first.passes, mode, first.tokens)
+            found.setdefault(order, "| " + " | ".join(cells) + " |")
+    note = (
+        "Speed-ups against the fastest dense attention, their 95 % intervals, shares of the FLOP limit; peak memory of "
+        "dense attention and of each rate."
+    )
+    return [*lines, *(found[order] for order in sorted(found)), "", note] if found else []
 
 
 def _variants(rows: Sequence[Row]) -> list[str]:
@@ -133,10 +138,9 @@ def _rates(rows: Sequence[Row]) -> list[str]:
             budget = "" if row.budget is None else f"{row.budget:g}"
             error = "" if row.error is None else f"{row.error:.3f}"
             expected = "" if row.predicted_ms is None else f"{row.predicted_ms:.4g}"
-            lines.append(
-                f"| {row.variant} | {budget} | {row.rate if row.budget else 'all × 1'} | {error} | {expected} "
-                f"| {_time(row)} | {_ratio(row)} |"
-            )
+            rates = row.rate if row.budget else f"{row.blocks}×1"
+            measured = f"{_time(row)} | {_ratio(row)}" if row.p50_ms else f"{row.note.partition(':')[0]} |"
+            lines.append(f"| {row.variant} | {budget} | {rates} | {error} | {expected} | {measured} |")
     return ["Rates chosen by FLOPs and by latency:", "", *lines] if len(lines) > 2 else []
 
 
@@ -145,7 +149,7 @@ def sweeps(rows: Iterable[Row]) -> list[tuple[int, int, str, str, dict[int, Row]
     found: dict[tuple[int, int, str, str], dict[int, Row]] = {}
     for row in rows:
         if row.level == "op" and is_own(row) and row.p50_ms is not None:
-            found.setdefault((row.heads, row.head_dim, row.passes, row.variant), {})[row.tokens] = row
+            found.setdefault((row.heads, row.head_dim, row.passes, row.variant), {}).setdefault(row.tokens, row)
     return [(*key, dict(sorted(points.items()))) for key, points in found.items() if len(points) > 2]
 
 

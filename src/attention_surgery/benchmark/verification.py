@@ -5,6 +5,7 @@ kernels the PyTorch path, for the PyTorch path and for dense attention the formu
 """
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,8 @@ TOKENS = 515
 HEADS = 3
 VIDEO = (17, 160, 224)
 """Of the model that stands for a larger one: 700 tokens, or 175 where the VAE compresses more."""
+
+_log = logging.getLogger("attention_surgery")
 
 Attention = Callable[[Tensor, Tensor, Tensor, FeatureMap, FeatureMap], Tensor]
 
@@ -45,6 +48,8 @@ def verify(variant: Variant, shape: Shape, place: Place, *, model: bool) -> Verd
     try:
         worst = check(variant, shape, place)
     except Exception as error:  # named in the table; a hybrid that does not run ends the command with an error
+        if not variant.dense:
+            _log.warning("%s does not run in the check", variant.name, exc_info=error)
         return Verdict("does not run", describe_error(error))
     if worst <= 1:
         return Verdict("verified", f"errors at most {worst:.2f} of what is allowed")
