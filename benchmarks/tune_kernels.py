@@ -31,14 +31,17 @@ from attention_surgery.rates import Normalizer, Pattern, Rate
 
 CANDIDATES: dict[str, list[Blocks]] = {
     "state": [
-        Blocks(rows=r, hidden=j, warps=w, stages=s, resident=True)
-        for r, j, w, s in [(64, 128, 8, 2), (64, 256, 8, 2), (32, 128, 8, 2), (64, 128, 8, 1)]
+        Blocks(rows=r, hidden=j, warps=w, stages=s, resident=res)
+        for r, j, w, s, res in [
+            (64, 128, 8, 2, True), (64, 256, 8, 2, True), (32, 128, 8, 2, True), (64, 128, 8, 1, True),
+            (64, 128, 8, 2, False),
+        ]
     ],
     "merge": [
         Blocks(rows=r, hidden=j, warps=w, stages=s)
         for r, j, w, s in [
-            (128, 32, 8, 3), (128, 32, 8, 2), (128, 64, 8, 2), (128, 64, 8, 3), (64, 32, 4, 2), (64, 32, 4, 3),
-            (64, 32, 4, 4), (64, 64, 8, 3), (128, 16, 8, 4),
+            (64, 32, 4, 3), (64, 32, 4, 2), (128, 32, 8, 3), (128, 32, 8, 2), (128, 32, 8, 4), (128, 64, 8, 2),
+            (128, 64, 8, 3), (128, 16, 8, 4),
         ]
     ],
     "attend": [
@@ -51,11 +54,11 @@ CANDIDATES: dict[str, list[Blocks]] = {
     ],
     "feature_gradient": [
         Blocks(rows=r, hidden=j, warps=w, stages=s)
-        for r, j, w, s in [(64, 32, 8, 2), (64, 32, 8, 3), (64, 64, 8, 2), (32, 32, 4, 2), (64, 32, 4, 2), (128, 32, 8, 2)]
+        for r, j, w, s in [(64, 32, 4, 2), (64, 32, 4, 3), (64, 64, 4, 2), (64, 32, 8, 2), (128, 32, 8, 2)]
     ],
     "input_gradient": [
         Blocks(rows=r, hidden=j, warps=w, stages=s)
-        for r, j, w, s in [(64, 32, 4, 2), (64, 32, 4, 3), (64, 64, 4, 2), (64, 32, 8, 3), (128, 32, 8, 2), (128, 32, 8, 3)]
+        for r, j, w, s in [(64, 32, 4, 2), (64, 32, 4, 3), (64, 64, 4, 2), (64, 32, 8, 3), (128, 32, 8, 3)]
     ],
     "token_product": [
         Blocks(rows=r, warps=w, stages=s)
@@ -64,7 +67,7 @@ CANDIDATES: dict[str, list[Blocks]] = {
     "query_gradient": [
         Blocks(rows=r, across=a, warps=w, stages=s, registers=m)
         for r, a, w, s, m in [
-            (128, 64, 8, 2, None), (128, 64, 8, 3, None), (128, 64, 8, 2, 128), (64, 64, 4, 2, None), (64, 64, 4, 3, None),
+            (128, 64, 8, 2, None), (128, 64, 8, 3, None), (64, 64, 4, 2, None), (64, 64, 4, 3, None),
         ]
     ],
     "key_gradient": [
@@ -268,8 +271,7 @@ def measure(options: argparse.Namespace, rows: list[dict], began: float) -> None
         for rate, normalizer, pattern in cases:
             both(
                 lambda a, b, c, r=rate, m=normalizer, p=pattern: hybrid_attention(
-                    a, b, c, phi_q, phi_k, rate=r, normalizer=m, pattern=p, backend="triton",
-                    attention_backend="_native_cudnn",
+                    a, b, c, phi_q, phi_k, rate=r, normalizer=m, pattern=p, backend="triton"
                 ),
                 f"{label} {normalizer} R={rate} {pattern}",
             )  # fmt: skip
@@ -278,7 +280,7 @@ def measure(options: argparse.Namespace, rows: list[dict], began: float) -> None
         both(lambda a, b, c, e=backend: eager.softmax_attention(a, b, c, e), f"dense {backend}")
     for rate in (2, 4, 8):
         both(
-            lambda a, b, c, r=rate: eager.softmax_attention(a, b[:, ::r], c[:, ::r], "_native_cudnn"),
+            lambda a, b, c, r=rate: eager.softmax_attention(a, b[:, ::r], c[:, ::r], None),
             f"softmax part R={rate}",
         )
     pieces = make_pieces(options)

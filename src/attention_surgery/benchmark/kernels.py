@@ -37,7 +37,7 @@ FLASH_4 = "flash_4_hub"
 
 def own_kernels(device: torch.device) -> tuple[str, ...]:
     """PyTorch's kernels, by the names of diffusers: what the hybrid's softmax part chooses from."""
-    return ("native",) if device.type == "cpu" else ("_native_cudnn", "_native_flash")
+    return ("native",) if device.type == "cpu" else ("native", "_native_cudnn", "_native_flash")
 
 
 def dispatched_kernels(device: torch.device) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from .map_gradients import feature_gradient_kernel, input_gradient_kernel, token
 from .plan import Map, Plan, linear_count, strides, token_set
 
 WORKSPACE_BYTES = 2**28
-"""Work space of the gradients through φ, or as much as four tensors of tokens if that is more: heads go through in
+"""Work space of the gradients through φ, or as much as three tensors of tokens if that is more: heads go through in
 rounds that fit it."""
 
 
@@ -93,7 +93,7 @@ def _map_gradients(
 
     buffers = 4 if weights else 2
     per_head = buffers * padded * plan.f * x.element_size()
-    rounds = triton.cdiv(heads * per_head, max(WORKSPACE_BYTES, 4 * x.numel() * x.element_size()))
+    rounds = triton.cdiv(heads * per_head, max(WORKSPACE_BYTES, 3 * x.numel() * x.element_size()))
     per_round = triton.cdiv(heads, rounds)
     work = torch.empty(buffers, per_round, padded, plan.f, dtype=x.dtype, device=x.device)
     features, grad_output = work[0], work[1]

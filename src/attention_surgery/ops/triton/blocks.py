@@ -37,7 +37,7 @@ HOPPER: dict[tuple[Kernel, int], Blocks] = {
     ("state", 128): Blocks(rows=64, hidden=128, warps=8, resident=True),
     ("merge", 128): Blocks(rows=64, hidden=32, warps=4, stages=3),
     ("attend", 128): Blocks(rows=128, across=128, warps=8, stages=3),
-    ("feature_gradient", 128): Blocks(rows=64, hidden=32, warps=4),
+    ("feature_gradient", 128): Blocks(rows=64, hidden=32, warps=4, stages=3),
     ("input_gradient", 128): Blocks(rows=64, hidden=32, warps=4),
     ("token_product", 128): Blocks(rows=32, warps=4, stages=4),
     ("query_gradient", 128): Blocks(rows=128, across=64, warps=8, stages=3),

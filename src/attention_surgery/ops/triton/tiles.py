@@ -110,15 +110,17 @@ def embed(
 
     The hidden layer goes by in chunks of BJ units, as keys and values do in attention, and is stored from `row` of
     `kept` (… × P·D) if KEEP. w1 (h·D × P·D), w2 (h·P·D × P·D) and `kept` are stacks of matrices, b1 and b2 h × P·D.
+    A chunk's first product is asked for before the second of the chunk before, which then runs beside its activation.
     """
     F: tl.constexpr = P * D
     u = ()
     for i in tl.static_range(COUNT):
         u += (tl.zeros((BM, D), tl.float32) + load_vector(b2, head * F + (first + i) * D, D)[None, :],)
+    h = tl.dot(x, load_matrix(w1, head * D, 0, F, D, BJ, TMA), input_precision=PREC)
     for j in range(0, F, BJ):
-        w = load_matrix(w1, head * D, j, F, D, BJ, TMA)
-        h = tl.dot(x, w, input_precision=PREC) + load_vector(b1, head * F + j, BJ)[None, :]
-        a = silu(h, FAST).to(x.dtype)
+        a = silu(h + load_vector(b1, head * F + j, BJ)[None, :], FAST).to(x.dtype)
+        w = load_matrix(w1, head * D, tl.minimum(j + BJ, F - BJ), F, D, BJ, TMA)
+        h = tl.dot(x, w, input_precision=PREC)
         if KEEP:
             if first == 0:
                 store_matrix(kept, row, j, a, F, BM, BJ, TMA)
