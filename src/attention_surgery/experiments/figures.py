@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, font_manager
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from ..files import write_atomic
 from ..generation import read_video
@@ -24,7 +24,8 @@ TOTAL = "Total − teacher"
 def errors(path: Path, banks: Mapping[str, Sequence[Row]]) -> None:
     """Mean error of every block, one panel per rate, one line per maps; bars span the seeds."""
     rates = list(dict.fromkeys(rate for rows in banks.values() for rate in rows[0]["errors"]["0"]))
-    figure = Figure(figsize=(2.6 * len(rates) + 1.4, 2.8), layout="constrained")
+    legend = 3.4 if len(banks) > 1 else 0.0
+    figure = Figure(figsize=(2.6 * len(rates) + 1.4 + legend, 2.8), layout="constrained")
     for axes, rate in zip(figure.subplots(1, len(rates), sharey=True, squeeze=False)[0], rates, strict=True):
         for color, (label, rows) in zip(_colors(len(banks)), banks.items(), strict=True):
             if rate in rows[0]["errors"]["0"]:
@@ -34,11 +35,15 @@ def errors(path: Path, banks: Mapping[str, Sequence[Row]]) -> None:
                 axes.errorbar(range(len(mean)), mean, yerr=spread, fmt="o-", ms=3, lw=1.2, color=color, label=label)
         axes.set_title(_rate_name(rate), fontsize=9)
         axes.set_xlabel("block", fontsize=8)
-        axes.set_ylim(bottom=0)
         _tidy(axes)
+    figure.axes[0].set_ylim(bottom=0)  # of all panels, once all of them have been drawn
     figure.axes[0].set_ylabel("relative L1 error", fontsize=8)
     if len(banks) > 1:
-        figure.axes[-1].legend(frameon=False, fontsize=8)
+        named = {}
+        for axes in figure.axes:
+            handles, labels = axes.get_legend_handles_labels()
+            named |= dict(zip(labels, handles, strict=True))
+        figure.legend(named.values(), named.keys(), frameon=False, fontsize=8, loc="outside right center")
     _save(figure, path)
 
 
@@ -116,6 +121,7 @@ def frames(path: Path, caption: str, files: Mapping[str, Path]) -> None:
     side, gap, margin = 128, 4, 170
     sheet = Image.new("RGB", (margin + FRAMES * (side + gap), 24 + len(clips) * (side + gap)), "white")
     draw = ImageDraw.Draw(sheet)
+    draw.font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 11)  # matplotlib's, which has a ×
     draw.text((4, 6), caption, fill="black")
     for row, (label, clip) in enumerate(clips.items()):
         top = 24 + row * (side + gap)
