@@ -499,6 +499,13 @@ def test_explicit_triton_names_what_is_missing(monkeypatch) -> None:
     q, k, v, _, phis = inputs(8, degree=4)
     with pytest.raises(TensorError, match="phi_q has degree 4 and 2 layers; expected degree"):
         asg.hybrid_attention(q, k, v, *phis, rate=2, backend="triton")
+
+    class Other(asg.FeatureMap):
+        pass
+
+    q, k, v, _, phis = inputs(8)
+    with pytest.raises(TensorError, match="phi_k is a Other, whose activations the kernels do not know"):
+        asg.hybrid_attention(q, k, v, phis[0], Other(2, 32), rate=2, backend="triton")
     with pytest.raises(ConfigError, match="backend 'cuda' does not exist; expected one of"):
         asg.hybrid_attention(q, k, v, *phis, rate=2, backend="cuda")  # type: ignore[arg-type]
 

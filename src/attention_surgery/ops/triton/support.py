@@ -29,6 +29,8 @@ def unsupported(q: Tensor, phi_q: "FeatureMap", phi_k: "FeatureMap", rate: Rate)
     if rate != "linear" and rate != 1 and q.shape[1] == 1:
         return "a single token leaves no linear token to compute"
     for name, phi in {"phi_q": phi_q, "phi_k": phi_k}.items():
+        if torch.nn.Module not in type(phi).__bases__:
+            return f"{name} is a {type(phi).__name__}, whose activations the kernels do not know; expected a FeatureMap"
         if (phi.degree not in DEGREES) or phi.layers != 2:
             return f"{name} has degree {phi.degree} and {phi.layers} layers; expected degree {DEGREES} and 2 layers"
         if phi.weights[0].device != q.device:
