@@ -426,8 +426,20 @@ def test_tables_say_what_was_not_measured(finished):
     assert "not yet measured" in rest
 
 
+def test_of_two_cases_of_a_kind_the_one_that_was_measured_more_is_shown(finished):
+    rows = [dataclasses.replace(row, shape="n8192", tokens=8192) for row in read_rows(finished) if row.case == 1]
+    empty = {"p50_ms": None, "speedup": None, "baseline": "", "status": "not measured", "date": "earlier"}
+    skipped = [dataclasses.replace(row, **empty) for row in rows]
+    assert speed_table([*skipped, *rows]) == speed_table(rows)
+    assert "Not yet measured: op, tiny, 9×64×64, N = 8,192, forward." in results_table(skipped)
+    assert not any(line.startswith("Not yet measured") for line in results_table([*skipped, *rows]))
+
+
 def test_figures_need_nothing_but_the_file(finished, tmp_path):
     rows = read_rows(finished)
     write_rows(tmp_path / "a.csv", [row for row in rows if row.level == "block"])
     assert [path.name for path in draw_figures(tmp_path / "a.csv")] == ["a_speedup.svg"]
-    assert "<svg" in (tmp_path / "a_speedup.svg").read_text()
+    drawn = (tmp_path / "a_speedup.svg").read_text()
+    assert "<svg" in drawn
+    draw_figures(tmp_path / "a.csv")
+    assert (tmp_path / "a_speedup.svg").read_text() == drawn

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from ..files import write_atomic
@@ -26,7 +27,7 @@ def draw_figures(source: Path) -> list[Path]:
     for name, draw in (("time", time_figure), ("speedup", speedup_figure)):
         if (figure := draw(rows)) is not None:
             path = source.with_name(f"{source.stem}_{name}.svg")
-            with write_atomic(path) as temporary:
+            with write_atomic(path) as temporary, rc_context({"svg.hashsalt": path.name}):  # the same file every time
                 figure.savefig(temporary, format="svg", metadata={"Date": None})
             written.append(path)
     return written

@@ -1,7 +1,8 @@
 """Markdown tables from the rows of benchmarks."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 from .rows import Row
@@ -9,17 +10,40 @@ from .rows import Row
 UNMEASURED = "not yet measured"
 LEVELS = ("op", "block", "transformer")
 
-Headline = tuple[str, str, str, str, bool, str]
-"""Level, shape, passes, normalizer, compiled, and what people read."""
-HEADLINES: tuple[Headline, ...] = (
-    ("op", "wan2.1-1.3b-480p", "forward", "mean", False, "attention with φ, Wan2.1 1.3B at 81×480×832"),
-    ("op", "wan2.1-1.3b-480p", "forward + backward", "mean", False, "the same, forward + backward"),
-    ("op", "wan2.1-1.3b-480p", "forward", "max", False, "the paper's normalizer, forward"),
-    ("transformer", "wan2.1-1.3b-480p", "forward", "mean", True, "whole DiT, compiled, Wan2.1 1.3B at 81×480×832"),
-    ("transformer", "wan2.2-5b-704p", "forward", "mean", True, "whole DiT, compiled, Wan2.2 5B at 81×704×1280"),
-    ("transformer", "wan2.1-1.3b-480p", "forward + backward", "mean", True, "training step, compiled, Wan2.1 1.3B"),
-    ("op", "n8192", "forward", "mean", False, "attention with φ, N = 8,192, {heads} heads × {head_dim}, {dtype}"),
-    ("op", "n8192", "forward + backward", "mean", False, "the same, forward + backward"),
+
+@dataclass(frozen=True)
+class Headline:
+    """A line of README's table, for GPUs or for the CPU."""
+
+    text: str
+    level: str
+    shape: str
+    passes: str = "forward"
+    normalizer: str = "mean"
+    compiled: bool = False
+    gpu: bool = True
+
+    def shows(self, case: Sequence[Row]) -> bool:
+        """Whether this line is about `case`."""
+        first = case[0]
+        same = (first.level, first.shape, first.passes) == (self.level, self.shape, self.passes)
+        return same and bool(first.cudnn) == self.gpu and bool(self.own(case))
+
+    def own(self, case: Sequence[Row]) -> dict[int, Row]:
+        """Rate → our row."""
+        return {int(row.rate): row for row in case if is_own(row, self.normalizer) and row.compiled == self.compiled}
+
+
+T2V, TI2V, BOTH = "wan2.1-1.3b-480p", "wan2.2-5b-704p", "forward + backward"
+HEADLINES = (
+    Headline("attention with φ, Wan2.1 1.3B at 81×480×832", "op", T2V),
+    Headline("the same, forward + backward", "op", T2V, BOTH),
+    Headline("the paper's normalizer, forward", "op", T2V, normalizer="max"),
+    Headline("whole DiT, compiled, Wan2.1 1.3B at 81×480×832", "transformer", T2V, compiled=True),
+    Headline("whole DiT, compiled, Wan2.2 5B at 81×704×1280", "transformer", TI2V, compiled=True),
+    Headline("training step, compiled, Wan2.1 1.3B at 81×480×832", "transformer", T2V, BOTH, compiled=True),
+    Headline("attention with φ, N = 8,192, {heads} heads × {head_dim}, {dtype}", "op", "n8192", gpu=False),
+    Headline("the same, forward + backward", "op", "n8192", BOTH, gpu=False),
 )
 
 
@@ -38,19 +62,15 @@ def speed_table(rows: Sequence[Row]) -> list[str]:
         "|---|---" + "|--:" * (1 + len(rates)) + "|",
     ]
     shown = ""
-    for device in dict.fromkeys(row.device for row in rows):
-        cases = _by_case(row for row in rows if row.device == device)
-        for level, shape, passes, normalizer, compiled, text in HEADLINES:
-            for case in cases:
-                own = {row.rate: row for row in case if is_own(row, normalizer) and row.compiled == compiled}
-                first = case[0]
-                if own and (first.level, first.shape, first.passes) == (level, shape, passes):
-                    dense = fastest_dense(case)
-                    cells = [UNMEASURED if dense is None else _time(dense), *(_ratio(own.get(str(r))) for r in rates)]
-                    label = text.format(heads=first.heads, head_dim=first.head_dim, dtype=first.dtype)
-                    lines.append(f"| {device if device != shown else ''} | {label} | " + " | ".join(cells) + " |")
-                    shown = device
-                    break
+    for mine in _by_device(rows):
+        cases, device = _by_case(mine), mine[0].device
+        for headline in HEADLINES:
+            if case := _most_measured([case for case in cases if headline.shows(case)], headline.own):
+                own, dense, first = headline.own(case), fastest_dense(case), case[0]
+                cells = [UNMEASURED if dense is None else _time(dense), *(_ratio(own.get(rate)) for rate in rates)]
+                text = headline.text.format(heads=first.heads, head_dim=first.head_dim, dtype=first.dtype)
+                lines.append(f"| {device if device != shown else ''} | {text} | " + " | ".join(cells) + " |")
+                shown = device
     if not any(row.cudnn for row in rows):
         lines.append(f"| any GPU | | {UNMEASURED} |" + " |" * len(rates))
     return lines
@@ -68,12 +88,12 @@ def results_table(rows: Sequence[Row]) -> list[str]:
     if not rows:
         return [f"On a GPU: {UNMEASURED}."]
     lines = [] if any(row.cudnn for row in rows) else [f"On a GPU: {UNMEASURED}.", ""]
-    for device, each in groupby(sorted(rows, key=lambda row: row.device), key=lambda row: row.device):
-        mine = list(each)
+    for mine in _by_device(rows):
         first = mine[0]
         versions = {"torch": first.torch, "triton": first.triton, "diffusers": first.diffusers, "cuDNN": first.cudnn}
         listed = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-        lines += [f"### {device}", "", f"`{first.command}`, {first.date[:10]}, {listed}, {first.dtype}.", ""]
+        commands = dict.fromkeys(f"`{row.command}` ({row.date[:10]})" for row in mine)
+        lines += [f"### {first.device}", "", f"{', '.join(commands)}; {listed}; {first.dtype}.", ""]
         for table in (_cases, _variants, _break_even, _rates):
             if found := table(mine):
                 lines += [*found, ""]
@@ -81,42 +101,56 @@ def results_table(rows: Sequence[Row]) -> list[str]:
 
 
 def _cases(rows: Sequence[Row]) -> list[str]:
+    """Our default at every level, shape and pass; what is not measured is listed below."""
     rates = sorted({int(row.rate) for row in rows if is_own(row) and row.level != "rates"})
-    lines = [
-        "| | | N | passes | | dense, ms | " + " | ".join(f"R = {rate}" for rate in rates) + " | peak, MiB |",
-        "|---|---|--:|---|---" + "|--:" * (2 + len(rates)) + "|",
-    ]
-    found = {}
+    kinds: dict[tuple[int, str, str, str, int], list[list[Row]]] = {}
     for case in _by_case(row for row in rows if row.level != "rates"):
-        own = {int(row.rate): row for row in case if is_own(row)}
-        first = next(iter(own.values()), case[0])
-        if first.level != "op" or len(own) == len(rates):
+        if own := _own(case):
+            first = next(iter(own.values()))
             mode = "" if first.level == "op" else "compiled" if first.compiled else "eager"
-            shown = [fastest_dense(case), *(own.get(rate) for rate in rates)]
-            peaks = [f"{row.peak_mib:.0f}" for row in shown if row is not None and row.peak_mib is not None]
-            cells = [first.level, first.title, f"{first.tokens:,}", first.passes, mode]
-            cells += ["" if shown[0] is None else _time(shown[0])]
-            cells += [*(_ratio(row, share=True) for row in shown[1:]), " / ".join(peaks)]
-            order = (LEVELS.index(first.level), first.title, first.passes, mode, first.tokens)
-            found.setdefault(order, "| " + " | ".join(cells) + " |")
-    note = (
-        "Speed-ups against the fastest dense attention, their 95 % intervals, shares of the FLOP limit; peak memory of "
-        "dense attention and of each rate."
-    )
-    return [*lines, *(found[order] for order in sorted(found)), "", note] if found else []
+            key = (LEVELS.index(first.level), first.title, first.passes, mode, first.tokens)
+            kinds.setdefault(key, []).append(case)
+    lines, missing = [], []
+    for (level, title, passes, mode, tokens), cases in sorted(kinds.items()):
+        case = _most_measured(cases, _own)
+        dense, own = fastest_dense(case), _own(case)
+        if not any(row.p50_ms for row in own.values()):
+            missing.append(", ".join(part for part in (LEVELS[level], title, f"N = {tokens:,}", passes, mode) if part))
+            continue
+        shown = [own.get(rate) for rate in rates]
+        peaks = [f"{row.peak_mib:.0f}" for row in (dense, *shown) if row is not None and row.peak_mib is not None]
+        cells = [LEVELS[level], title, f"{tokens:,}", passes, mode, "" if dense is None else _time(dense)]
+        cells += [*(_ratio(row, share=True) for row in shown), " / ".join(peaks)]
+        lines.append("| " + " | ".join(cells) + " |")
+    if lines:
+        head = [
+            "| | | N | passes | | dense, ms | " + " | ".join(f"R = {rate}" for rate in rates) + " | peak, MiB |",
+            "|---|---|--:|---|---" + "|--:" * (2 + len(rates)) + "|",
+        ]
+        note = (
+            "Speed-ups against the fastest dense attention, their 95 % intervals, shares of the FLOP limit; peak "
+            "memory of dense attention and of each rate."
+        )
+        lines = [*head, *lines, "", note]
+    if missing:
+        lines += ["", f"{UNMEASURED.capitalize()}: {'; '.join(missing)}."]
+    return lines
 
 
 def _variants(rows: Sequence[Row]) -> list[str]:
-    """Every variant of the cases of the shape that comes first."""
+    """Every variant of the operator at the shape that comes first, case by case."""
     lines = [
-        "| | passes | p50, ms | p20, p80 | against the fastest dense | peak, MiB |",
+        "| | | p50, ms | p20, p80 | against the fastest dense | peak, MiB |",
         "|---|---|--:|--:|--:|--:|",
     ]
-    for row in rows:
-        if row.level == "op" and row.shape == rows[0].shape:
-            time = f"{row.p50_ms:.4g} | {row.p20_ms:.4g}, {row.p80_ms:.4g}" if row.p50_ms else f"{row.status} |"
-            peak = "" if row.peak_mib is None else f"{row.peak_mib:.0f}"
-            lines.append(f"| {row.variant} | {row.passes} | {time} | {_ratio(row, bounds=True)} | {peak} |")
+    for case in _by_case(row for row in rows if row.level == "op" and row.shape == rows[0].shape):
+        passes = f"**{case[0].passes}**"
+        for row in case:
+            if row.status != "not measured":
+                time = f"{row.p50_ms:.4g} | {row.p20_ms:.4g}, {row.p80_ms:.4g}" if row.p50_ms else f"{row.status} |"
+                peak = "" if row.peak_mib is None else f"{row.peak_mib:.0f}"
+                lines.append(f"| {passes} | {row.variant} | {time} | {_ratio(row, bounds=True)} | {peak} |")
+                passes = ""
     return [f"All of the operator at {rows[0].title}, N = {rows[0].tokens:,}:", "", *lines] if len(lines) > 2 else []
 
 
@@ -134,7 +168,7 @@ def _rates(rows: Sequence[Row]) -> list[str]:
         "|---|--:|---|--:|--:|--:|--:|",
     ]
     for row in rows:
-        if row.level == "rates":
+        if row.level == "rates" and (row.p50_ms or row.budget):
             budget = "" if row.budget is None else f"{row.budget:g}"
             error = "" if row.error is None else f"{row.error:.3f}"
             expected = "" if row.predicted_ms is None else f"{row.predicted_ms:.4g}"
@@ -165,9 +199,27 @@ def break_even(points: Sequence[tuple[int, float]]) -> str:
     return f"about {round(n * (more / n) ** part, -2):,.0f}"
 
 
+def _by_device(rows: Iterable[Row]) -> list[list[Row]]:
+    """The rows of each device, GPUs first."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.device, []).append(row)
+    return sorted(found.values(), key=lambda mine: not mine[0].cudnn)
+
+
 def _by_case(rows: Iterable[Row]) -> list[list[Row]]:
     """Rows that took turns."""
     return [list(case) for _, case in groupby(rows, key=lambda row: (row.device, row.date, row.case))]
+
+
+def _own(case: Sequence[Row]) -> dict[int, Row]:
+    """Rate → our row."""
+    return {int(row.rate): row for row in case if is_own(row)}
+
+
+def _most_measured(cases: Sequence[list[Row]], own: Callable[[Sequence[Row]], dict[int, Row]]) -> list[Row]:
+    """Of cases of the same kind the one with the most rates measured, the first of them; none of no cases."""
+    return max(cases, key=lambda case: sum(row.p50_ms is not None for row in own(case).values()), default=[])
 
 
 def _ratio(row: Row | None, *, bounds: bool = False, share: bool = False) -> str:
