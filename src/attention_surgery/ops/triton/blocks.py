@@ -55,7 +55,7 @@ HOPPER: dict[tuple[Kernel, int], Blocks] = {
 
 GENERIC: dict[Kernel, Blocks] = {
     "state": Blocks(rows=32, warps=8),
-    "merge": Blocks(rows=64, warps=8, stages=1),
+    "merge": Blocks(rows=32, warps=8, stages=1),
     "attend": Blocks(rows=32, across=64, warps=8),
     "feature_gradient": Blocks(rows=64, warps=8, stages=1),
     "input_gradient": Blocks(rows=64, warps=8, stages=1),
