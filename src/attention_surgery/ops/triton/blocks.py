@@ -57,7 +57,7 @@ GENERIC: dict[Kernel, Blocks] = {
     "state": Blocks(rows=32, warps=8),
     "merge": Blocks(rows=32, warps=8, stages=1),
     "attend": Blocks(rows=32, across=64, warps=8),
-    "feature_gradient": Blocks(rows=64, warps=8, stages=1),
+    "feature_gradient": Blocks(rows=32, warps=8, stages=1),
     "input_gradient": Blocks(rows=64, warps=8, stages=1),
     "token_product": Blocks(rows=32, warps=8, stages=1),
     "query_gradient": Blocks(rows=64, across=32, warps=8, stages=1),
