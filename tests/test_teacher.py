@@ -41,7 +41,7 @@ TOY = TeacherConfig(
     text_layers=1,
     vae_width=4,
     clips=6,
-    vae_minutes=0.02,
+    vae_minutes=0.015,
     diffusion_minutes=0.03,
     vae_batch=1,
     vae_window=5,
@@ -137,6 +137,10 @@ def test_tokenizer_knows_every_word():
 
 def test_training_runs_stops_goes_on_and_loads(tmp_path):
     assert train_teacher(TOY, tmp_path, slice_minutes=0.01) is False
+    step = torch.load(tmp_path / "autoencoder.pt", weights_only=True)["step"]
+    assert step > 0 and not (tmp_path / "vae").exists()
+    assert train_teacher(TOY, tmp_path, slice_minutes=0.01) is False
+    assert torch.load(tmp_path / "autoencoder.pt", weights_only=True)["step"] > step
     first = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
     assert first == {"stage": "saved", "complete": False}
     step = torch.load(tmp_path / "training.pt", weights_only=True)["step"]

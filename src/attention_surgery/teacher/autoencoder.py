@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -10,6 +11,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
+from ..files import write_torch
 from .clips import to_unit
 from .config import TeacherConfig
 
@@ -27,9 +29,20 @@ def decode(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
 
 
 def train_autoencoder(
-    vae: AutoencoderKLWan, frames: Tensor, config: TeacherConfig, device: torch.device, report: Report
-) -> None:
-    """Fit `vae` to windows of the clips for `config.vae_minutes`, in place: L1, squared error and a little KL."""
+    vae: AutoencoderKLWan,
+    frames: Tensor,
+    config: TeacherConfig,
+    device: torch.device,
+    checkpoint: Path,
+    report: Report,
+    *,
+    slice_minutes: float = math.inf,
+) -> bool:
+    """Fit `vae` to windows of the clips for `config.vae_minutes`, in place: L1, squared error and a little KL.
+
+    Goes on from `checkpoint` if it is there, and writes it every `config.checkpoint_seconds` and when it stops, after
+    `slice_minutes` at the latest. Returns whether the training is complete.
+    """
     cast(nn.Module, vae).to(device)  # diffusers wraps `to` so that type checkers see no method
     vae.train().requires_grad_(True)
     on_gpu = device.type == "cuda"
@@ -54,20 +67,41 @@ def train_autoencoder(
         return loss.detach(), mse.detach()
 
     generator = torch.Generator().manual_seed(config.seed)
-    start, step = time.monotonic(), 0
+    step, before = 0, 0.0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, map_location=device, weights_only=True)
+        vae.load_state_dict(saved["vae"])
+        optimizer.load_state_dict(saved["optimizer"])
+        for group in optimizer.param_groups:
+            group["lr"] = lr  # this tensor, which is filled below
+        generator.set_state(saved["generator"].cpu())
+        step, before = saved["step"], saved["seconds"]
+
+    def save(seconds: float) -> None:
+        state = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
+        write_torch(checkpoint, state | {"step": step, "seconds": seconds})
+
+    start = saved_at = time.monotonic()
+    first_step, total = step, 60 * config.vae_minutes
     replay = update
-    while (used := (time.monotonic() - start) / (60 * config.vae_minutes)) < 1:
+    while (seconds := before + time.monotonic() - start) < total and seconds - before < 60 * slice_minutes:
+        used = seconds / total
         lr.fill_(config.vae_lr * min(1.0, (step + 1) / 50) * (1 - used))
         index = torch.randint(len(frames), (config.vae_batch,), generator=generator)
         first = int(torch.randint(frames.shape[1] - config.vae_window + 1, (1,), generator=generator))
         clip.copy_(frames[index, first : first + config.vae_window])
-        if on_gpu and step == 5:
+        if on_gpu and step == first_step + 5:
             replay = _captured(update)
         loss, mse = replay()
         step += 1
         if step % 100 == 0:
             report({"step": step, "loss": loss.item(), "psnr": -10 * math.log10(mse.item() / 4), "used": used})
+        if time.monotonic() - saved_at > config.checkpoint_seconds:
+            save(before + time.monotonic() - start)
+            saved_at = time.monotonic()
+    save(before + time.monotonic() - start)
     vae.eval().requires_grad_(False)
+    return before + time.monotonic() - start >= total
 
 
 def _captured(update: Callable[[], tuple[Tensor, Tensor]]) -> Callable[[], tuple[Tensor, Tensor]]:

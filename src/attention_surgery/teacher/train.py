@@ -40,10 +40,10 @@ def train_teacher(
 
     Args:
         config: sizes and times.
-        folder: run folder: `config.json`, `log.jsonl`, `vae/`, `training.pt`, `samples/`, `tiny-wan/`.
+        folder: `config.json`, `log.jsonl`, `autoencoder.pt`, `vae/`, `training.pt`, `samples/`, `tiny-wan/` of the run.
         device: "auto" takes a GPU if there is one.
         scratch: where the rendered clips go (about 0.2 MB each); default `folder/clips`.
-        slice_minutes: stop the diffusion training after this long; call again to go on.
+        slice_minutes: stop the autoencoder's and the diffusion training after this long; call again to go on.
         start_from: a finished pipeline of the same sizes whose weights all trainings start from, for a machine that the
             checkpoints of an earlier run could not be brought to.
 
@@ -90,7 +90,17 @@ def train_teacher(
             if start_from is None
             else AutoencoderKLWan.from_pretrained(start_from / "vae", dtype=torch.float32)
         )
-        train_autoencoder(vae, frames, config, at, lambda row: log(stage="autoencoder", **row))
+        if not train_autoencoder(
+            vae,
+            frames,
+            config,
+            at,
+            folder / "autoencoder.pt",
+            lambda row: log(stage="autoencoder", **row),
+            slice_minutes=slice_minutes,
+        ):
+            log(stage="saved", complete=False)
+            return False
         heldout = [clip.frames for clip in shapes.render(64, seed=HELDOUT_SEED, split="heldout")]
         log(stage="autoencoder", heldout_psnr=psnr(vae, torch.stack([torch.from_numpy(f) for f in heldout]), at))
         _, mean, deviation = encode_clips(vae, frames[:4096], at)
