@@ -33,7 +33,7 @@ def run_experiments(
         quick: a run that only exercises everything, in minutes; its numbers mean nothing.
         seeds: do only these seeds now; tables need all of them.
         device: a torch device; "auto" takes a GPU if there is one. Not needed when every result is there.
-        processes: that share the work; on a GPU they share it, too.
+        processes: that share the work, and the GPUs.
         minutes: start nothing new after so long.
 
     Returns:

@@ -25,7 +25,7 @@ class Site:
 
     Args:
         folder, scale: of the results.
-        device: a torch device, or "auto".
+        device: a torch device; with "auto" or "cuda" the processes take turns on the GPUs.
         threads: of each process, on the CPU.
     """
 
@@ -78,9 +78,9 @@ def perform(
     context = get_context("spawn")
     idle: list[Any] = []
     workers = {}
-    for _ in range(min(processes, len(waiting))):
+    for number in range(min(processes, len(waiting))):
         here, there = context.Pipe()
-        workers[here] = context.Process(target=_work, args=(there, site), daemon=True)
+        workers[here] = context.Process(target=_work, args=(there, site, number), daemon=True)
         workers[here].start()
         there.close()
         idle.append(here)
@@ -115,13 +115,13 @@ def perform(
         raise failure
 
 
-def _work(there: Connection, site: Site) -> None:
+def _work(there: Connection, site: Site, number: int) -> None:
     """Body of a process: items in, results out, until it is ended. It does not outlive its parent."""
     parent = parent_process()
     assert parent is not None
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-    do = _doer(site)
+    do = _doer(site, number)
     while True:
         try:
             item = there.recv()
@@ -135,11 +135,13 @@ def _work(there: Connection, site: Site) -> None:
         there.send(result)
 
 
-def _doer(site: Site) -> "Callable[[Item], Row]":
+def _doer(site: Site, number: int = 0) -> "Callable[[Item], Row]":
     import torch
 
     from .laboratory import Laboratory
 
     torch.set_num_threads(site.threads)
+    if site.device in ("auto", "cuda") and torch.cuda.is_available():
+        torch.cuda.set_device(number % torch.cuda.device_count())  # several GPUs share the processes
     laboratory = Laboratory(site.folder, site.scale, site.device)
     return laboratory.do
