@@ -22,8 +22,13 @@ TOTAL = "Total − teacher"
 
 
 def errors(path: Path, banks: Mapping[str, Sequence[Row]]) -> None:
-    """Mean error of every block, one panel per rate, one line per maps; bars span the seeds."""
-    rates = list(dict.fromkeys(rate for rows in banks.values() for rate in rows[0]["errors"]["0"]))
+    """Mean error of every block, one panel per rate, one line per maps; bars span the seeds.
+
+    Of several maps, only the rates that at least two of them have.
+    """
+    every = [rate for rows in banks.values() for rate in rows[0]["errors"]["0"]]
+    shown = {rate for rate in every if len(banks) == 1 or every.count(rate) > 1}
+    rates = sorted(shown, key=lambda rate: np.inf if rate == "linear" else int(rate))
     legend = 3.4 if len(banks) > 1 else 0.0
     figure = Figure(figsize=(2.6 * len(rates) + 1.4 + legend, 2.8), layout="constrained")
     for axes, rate in zip(figure.subplots(1, len(rates), sharey=True, squeeze=False)[0], rates, strict=True):
@@ -84,9 +89,10 @@ def _by_flops(figure: Figure, left: Any, right: Any, plan: Experiment, rows: Seq
             whole = None if any(span is None for span in spans) else np.concatenate(spans, axis=1)
             y = [row[name] for row in found]
             axes.errorbar(x, y, yerr=whole, fmt="o-", ms=4, lw=1, color=color, label=_rate_name(rate))
+            side = {"xytext": (-5, 3), "ha": "right"} if axes is left else {"xytext": (5, 3)}  # where no line runs
             for row, at, value in zip(found, x, y, strict=True):
                 label = str(plan.trials[row["trial"]].blocks)
-                axes.annotate(label, (at, value), xytext=(4, 3), textcoords="offset points", fontsize=7, color=color)
+                axes.annotate(label, (at, value), textcoords="offset points", fontsize=7, color=color, **side)
     left.axhline(0, color=MUTED, lw=1, ls="--")
     left.set_ylabel("total score − the teacher's, points", fontsize=8)
     right.set_ylabel("velocity error", fontsize=8)

@@ -96,8 +96,10 @@ def table6(scale: Scale) -> Experiment:
                 trial = Trial(maps=banks[label], blocks=blocks, rate=8, steps=scale.steps)
                 trials[f"{label} {trial.name}"] = trial
             pairs.append(("P=2 L=2", label))
+    pairs = [(one, two) for one, two in pairs if one != two]
+    pairs += [(f"{one} {n}×R8", f"{two} {n}×R8") for one, two in pairs for n in (THIRD, HALF, TWO_THIRDS)]
     return Experiment(
-        title="Degree and depth of φ (Table 6)", trials=trials, banks=banks, pairs=tuple(pairs[:-1]), extra="grid"
+        title="Degree and depth of φ (Table 6)", trials=trials, banks=banks, pairs=tuple(pairs), extra="grid"
     )
 
 
@@ -135,6 +137,7 @@ def figure5(scale: Scale) -> Experiment:
     return Experiment(
         title="Score against remaining FLOPs (Fig. 5), and what predicts it",
         trials={trial.name: trial for trial in trials},
+        pairs=(("8×R2", "4×R4"), ("5×R4", "4×R8"), ("8×R4", "7×R8")),  # fewer blocks at a higher rate, no more FLOPs
         axis="flops",
         extra="correlations",
     )
