@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
@@ -16,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from attention_surgery.ops.triton import backward, forward
+from attention_surgery.ops.triton import backward, forward, plan
 from attention_surgery.ops.triton.plan import Map
 
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int64: "i64"}
@@ -93,10 +92,8 @@ def _resources(cubin: bytes) -> tuple[int, int]:
 def recorded(arch: int) -> Iterator[list[Compiled]]:
     """Within, launches of `forward` and `backward` compile for sm_`arch` instead of running."""
     results: list[Compiled] = []
-    device = SimpleNamespace(multi_processor_count=132)
     with ExitStack() as stack:
-        stack.enter_context(patch("torch.cuda.get_device_capability", lambda _: divmod(arch, 10)))
-        stack.enter_context(patch("torch.cuda.get_device_properties", lambda _: device))
+        stack.enter_context(patch.object(plan, "_hardware", lambda _: (arch, 132)))
         for module in (forward, backward):
             for name, value in vars(module).copy().items():
                 if isinstance(value, triton.JITFunction):

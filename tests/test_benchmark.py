@@ -4,6 +4,7 @@ import dataclasses
 import math
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from attention_surgery.benchmark import (
     check_rows,
     choices,
     describe_plan,
+    kernels,
     measure,
     run_benchmark,
     timing,
@@ -24,17 +26,20 @@ from attention_surgery.benchmark.cases import CPU_PLAN, GPU_PLAN, Case, plan_cas
 from attention_surgery.benchmark.choices import BUDGETS, declared_errors
 from attention_surgery.benchmark.floors import DEVICES, operator_floor
 from attention_surgery.benchmark.plots import draw_figures
+from attention_surgery.benchmark.prepare import Check
 from attention_surgery.benchmark.publish import PAGES, fill_page, publish_results
 from attention_surgery.benchmark.rows import COLUMNS, read_rows, write_rows
 from attention_surgery.benchmark.shapes import CPU_SHAPES, GPU_SHAPES, Shape, choose_shapes
 from attention_surgery.benchmark.tables import break_even, results_table, speed_table
 from attention_surgery.benchmark.timing import MAX_REPEATS, interleave, median_interval, speedup
 from attention_surgery.benchmark.variants import FASTEST, Variant
+from attention_surgery.benchmark.verification import Verdict
 from attention_surgery.benchmark.workloads import Place, build_transformer, wear
 from attention_surgery.cost.flops import block_flops
 from attention_surgery.errors import BenchmarkError, ConfigError, DataError, RateError
 from attention_surgery.models import hybrid_processors
 from attention_surgery.models.wan import WanSpec
+from attention_surgery.ops.eager import softmax_attention
 
 ROOT = Path(__file__).parents[1]
 VIDEO = verification.VIDEO
@@ -111,21 +116,75 @@ def test_parts_of_a_plan_can_be_named():
     assert forward and all(each.scope == "transformer" and not each.backward for each in forward)
 
 
-def test_the_fastest_dense_kernels_join_and_the_hybrids_get_the_fastest_of_pytorchs_own(monkeypatch):
+def test_the_fastest_dense_kernels_join_and_the_hybrids_get_the_fastest_at_their_rate(monkeypatch):
     ranked = ["flash_4_hub", "sdpa-cudnn", "_native_cudnn", "_native_flash"]
     monkeypatch.setattr(measure, "dispatched_kernels", lambda device: ("_native_cudnn", "_native_flash", "flash_4_hub"))
 
     def names(scope, ranked=ranked, kernel=None):
-        variants = measure.with_kernels(case(scope), ranked, CUDA, kernel).variants
+        by_rate = {1: ranked, case(scope).variants[0].rate: ["_native_flash", "_native_cudnn"]}
+        variants = measure.with_kernels(case(scope), by_rate, CUDA, kernel).variants
         assert [variant.dense for variant in variants] == [True] * (len(variants) - 1) + [False]
         return [variant.kernel for variant in variants]
 
-    assert names("op") == ["_native_cudnn", "flash_4_hub", "_native_cudnn"]
-    assert names("op", ranked[1:]) == ["_native_cudnn", "sdpa-cudnn", "_native_cudnn"]
-    assert names("transformer") == ["_native_cudnn", "flash_4_hub", "_native_cudnn"]
-    assert names("transformer", ranked[1:]) == ["_native_cudnn", "_native_cudnn"]
+    assert names("op") == ["_native_cudnn", "flash_4_hub", "_native_flash"]
+    assert names("op", ranked[1:]) == ["_native_cudnn", "sdpa-cudnn", "_native_flash"]
+    assert names("transformer") == ["_native_cudnn", "flash_4_hub", "_native_flash"]
+    assert names("transformer", ranked[1:]) == ["_native_cudnn", "_native_flash"]
     assert names("rates") == ["_native_cudnn", "_native_cudnn"]
     assert names("block", kernel="flash_4_hub") == ["_native_cudnn", "flash_4_hub", "flash_4_hub"]
+
+
+def test_a_kernel_that_takes_no_view_is_out_of_the_race_at_that_rate(monkeypatch, caplog):
+    def picky(kernel):
+        def attend(q, k, v):
+            if kernel == "flash" and not k.is_contiguous():
+                raise RuntimeError("contiguous keys only")
+            return softmax_attention(q, k, v)
+
+        return attend
+
+    monkeypatch.setattr(workloads, "dense_attention", picky)
+    monkeypatch.setattr(measure, "dispatched_kernels", lambda device: ("native", "flash"))
+    dense = (Variant(rate=1, kernel="native"), Variant(rate=1, kernel="flash"))
+    monkeypatch.setattr(measure, "dense_kernels", lambda rates, device: dense)
+    place = Place(CPU, torch.float32)
+    verdicts = {Check.of(each, case()): Verdict("verified", "") for each in dense}
+    ranked = measure.rank_kernels(TINY, False, place, verdicts, rates=(4,))
+    assert sorted(ranked[1]) == ["flash", "native"] and ranked[4] == ["native"]
+    assert "flash does not run on every 4-th key" in caplog.text
+
+
+def test_flash_attention_4_is_an_operator_that_compiles_and_trains(monkeypatch):
+    """On a stand-in for the package, which computes what it does."""
+
+    def forward(q, k, v, softmax_scale=None, return_lse=False):
+        logits = torch.einsum("bnhd,bmhd->bhnm", q, k) * (softmax_scale or q.shape[3] ** -0.5)
+        return torch.einsum("bhnm,bmhd->bnhd", logits.softmax(3), v), logits.logsumexp(3), None, None, None
+
+    def backward(q, k, v, out, dout, lse, softmax_scale=None):
+        scale = softmax_scale or q.shape[3] ** -0.5
+        p = (torch.einsum("bnhd,bmhd->bhnm", q, k) * scale - lse[..., None]).exp()
+        ds = p * (torch.einsum("bnhd,bmhd->bhnm", dout, v) - (out * dout).sum(3).transpose(1, 2)[..., None]) * scale
+        dq, dk = torch.einsum("bhnm,bmhd->bnhd", ds, k), torch.einsum("bhnm,bnhd->bmhd", ds, q)
+        return dq, dk, torch.einsum("bhnm,bnhd->bmhd", p, dout)
+
+    package = types.SimpleNamespace(_flash_attn_fwd=forward, _flash_attn_bwd=backward)
+    for name in ("flash_attn", "flash_attn.cute"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "flash_attn.cute.interface", package)
+    registry = kernels._HUB_KERNELS_REGISTRY[kernels.AttentionBackendName.FLASH_4_HUB]
+    monkeypatch.setattr(registry, "kernel_fn", None)
+    assert kernels.dispatched("flash_4_hub") == "flash_4_hub"
+    q = torch.randn(1, 9, 2, 8, requires_grad=True)
+    k, v = (torch.randn(1, 12, 2, 8, requires_grad=True) for _ in range(2))
+    attend = torch.compile(lambda q, k, v: registry.kernel_fn(q=q, k=k, v=v), fullgraph=True, backend="aot_eager")
+    grad = torch.randn(1, 9, 2, 8)
+    for got, expected in zip(
+        (attend(q, k[:, ::3], v[:, ::3]), *torch.autograd.grad(attend(q, k[:, ::3], v[:, ::3]), (q, k, v), grad)),
+        (y := softmax_attention(q, k[:, ::3], v[:, ::3]), *torch.autograd.grad(y, (q, k, v), grad)),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, expected)
 
 
 @pytest.mark.parametrize(

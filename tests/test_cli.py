@@ -202,6 +202,57 @@ def test_two_processes_distil_and_finetune_as_one_does(world, finished, tmp_path
     ]  # fmt: skip
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_distil_and_finetune_as_one_does(world, tmp_path):  # noqa: F811
+    """Each process on a GPU of its own, joined by NCCL."""
+    small = [*SMALL, "--max-sequence-length", "16", "--dtype", "float32"]
+    bank = tmp_path / "distill-alone" / "bank"
+    rates = tmp_path / "rates.json"
+    stages = {
+        "distill": [
+            world / "base", "--prompts", world / "prompts.txt", "--rates", "2", "4", "linear",
+            "--num-trajectories", "2", "--num-inference-steps", "2", "--heldout-prompts", "1",
+        ],
+        "finetune": [
+            world / "base", "--model", tmp_path / "converted", "--dataset", world / "videos", "--batch-size", "2",
+            "--max-steps", "2", "--heldout-videos", "1", "--fps", "8",
+        ],
+    }  # fmt: skip
+    launches = {
+        "alone": [sys.executable, "-m", "attention_surgery.cli"],
+        "shared": [*launch_two_processes(29631), "-m", "attention_surgery.cli"],
+    }
+    for stage, arguments in stages.items():
+        if stage == "finetune":
+            surgery("select", world / "base", "--bank", bank, "--output", rates, "--budget", "0.99", *SMALL)
+            surgery("convert", world / "base", "--bank", bank, "--selection", rates, "--output", tmp_path / "converted")
+        for name, launch in launches.items():
+            command = [*launch, stage, *map(str, arguments), "--output", str(tmp_path / f"{stage}-{name}"), *small]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr
+    alone, shared = (FeatureMapBank.from_pretrained(tmp_path / f"distill-{name}" / "bank") for name in launches)
+    assert len(json.loads((tmp_path / "distill-shared" / "config.json").read_text())["plan"]) == 2
+    for block, row in alone.errors.items():
+        assert shared.errors[block] == pytest.approx(row, rel=1e-3)
+    losses = [
+        [row["loss"] for row in read_jsonl(tmp_path / f"finetune-{name}" / "log.jsonl") if "loss" in row]
+        for name in launches
+    ]
+    assert len(losses[0]) == 2 and losses[1] == pytest.approx(losses[0], rel=1e-2)
+
+
+def test_a_run_of_several_processes_is_refused(world, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for command in (
+        ["run", world / "recipe.toml"],
+        ["generate", world / "base", "--prompts", world / "prompts.txt"],
+    ):
+        refused = surgery(*command, "--output", tmp_path / "out")
+        assert refused.returncode == 2 and f"{command[0]} is one process" in refused.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_stage_by_stage(world, finished, tmp_path):  # noqa: F811
     """The commands after distillation, on the maps of a finished run."""
     base, bank, small = world / "base", finished / "distill" / "bank", SMALL

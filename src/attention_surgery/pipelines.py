@@ -26,9 +26,9 @@ def resolve_device(device: str) -> "torch.device":
         return torch.device(device)
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    from accelerate import PartialState
+    from .processes import join_processes
 
-    return cast(torch.device, PartialState().device)
+    return cast(torch.device, join_processes(cpu=False).device)
 
 
 def load_pipeline(base: str | Path, *, dtype: "torch.dtype", device: str = "auto", **components: Any) -> Any:

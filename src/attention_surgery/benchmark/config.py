@@ -30,7 +30,7 @@ class BenchmarkConfig:
         workers: processes that check and compile beforehand; 0 is up to 8 on a GPU and none, in this one, on the CPU.
         threads: of the CPU, for its preset; 0 is as many as PyTorch takes. On a busy machine fewer than its cores are
             steadier.
-        kernel: diffusers attention backend of the hybrid's softmax part; the fastest of PyTorch's own if none is given.
+        kernel: diffusers attention backend of the hybrid's softmax part; the fastest at its rate if none is given.
         bank: distilled maps whose errors the level rates takes; a declared formula if none is given.
 
     Raises:

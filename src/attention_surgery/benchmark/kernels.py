@@ -19,6 +19,7 @@ from diffusers.models.attention_dispatch import (
     AttentionBackendName,
 )
 from torch import Tensor
+from torch.library import custom_op
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -36,7 +37,7 @@ FLASH_4 = "flash_4_hub"
 
 
 def own_kernels(device: torch.device) -> tuple[str, ...]:
-    """PyTorch's kernels, by the names of diffusers: what the hybrid's softmax part chooses from."""
+    """PyTorch's kernels, by the names of diffusers: those that need no other package."""
     return ("native",) if device.type == "cpu" else ("native", "_native_cudnn", "_native_flash")
 
 
@@ -79,10 +80,47 @@ def _has_flash_4() -> bool:
 
 @cache
 def _bring_flash_4() -> None:
-    """Give diffusers' backend for FlashAttention-4 the installed package, in place of the hub's."""
-    from flash_attn.cute import flash_attn_func  # type: ignore[import-not-found]
+    """Give diffusers' backend for FlashAttention-4 the installed package, in place of the hub's.
 
-    _HUB_KERNELS_REGISTRY[AttentionBackendName.FLASH_4_HUB].kernel_fn = flash_attn_func
+    As operators, since `torch.compile` does not see through the package: it breaks graphs, or with `fullgraph` fails.
+    """
+    from flash_attn.cute.interface import _flash_attn_bwd, _flash_attn_fwd  # type: ignore[import-not-found]
+
+    @custom_op("attention_surgery::flash_4", mutates_args=())
+    def flash_4(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
+        out, lse, *_ = _flash_attn_fwd(q, k, v, softmax_scale=scale, return_lse=True)
+        return out, lse
+
+    @flash_4.register_fake
+    def _(q, k, v, scale):
+        b, n, h, _ = q.shape
+        return q.new_empty(b, n, h, v.shape[3]), q.new_empty(b, h, n, dtype=torch.float32)
+
+    @custom_op("attention_surgery::flash_4_backward", mutates_args=())
+    def flash_4_backward(
+        grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        dq, dk, dv = _flash_attn_bwd(q, k, v, out, grad, lse, scale)
+        return dq, dk, dv
+
+    @flash_4_backward.register_fake
+    def _(grad, q, k, v, out, lse, scale):
+        return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        *tensors, ctx.scale = inputs
+        ctx.save_for_backward(*tensors, *output)
+
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        return *flash_4_backward(grad.contiguous(), *ctx.saved_tensors, ctx.scale), None
+
+    flash_4.register_autograd(backward, setup_context=keep)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float | None = None, causal: bool = False) -> Tensor:
+        assert not causal
+        return flash_4(q, k, v, softmax_scale)[0]
+
+    _HUB_KERNELS_REGISTRY[AttentionBackendName.FLASH_4_HUB].kernel_fn = attend
 
 
 def _on_views(q: Tensor, k: Tensor, v: Tensor, backend: SDPBackend) -> Tensor:

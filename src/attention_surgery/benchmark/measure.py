@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -18,7 +18,7 @@ from .shapes import Shape
 from .timing import Summary, interleave, peak_memory, speedup
 from .variants import Variant, dense_kernels
 from .verification import describe_error
-from .workloads import Place, make_calls
+from .workloads import Place, make_calls, operator_calls
 
 _log = logging.getLogger("attention_surgery")
 
@@ -27,8 +27,12 @@ TRIAL_TOKENS = 16384
 TRIAL_SECONDS = 0.3
 
 
-def rank_kernels(shape: Shape, backward: bool, place: Place, verdicts: Verdicts) -> list[str]:
+def rank_kernels(
+    shape: Shape, backward: bool, place: Place, verdicts: Verdicts, *, rates: Sequence[int] = ()
+) -> dict[int, list[str]]:
     """The dense kernels that are right here, the fastest first, at up to 16k tokens; without those to be compiled.
+
+    Of rate 1 on all keys; of each of `rates` on every R-th key, and of those that the dispatcher takes alone.
 
     BenchmarkError if none of those that diffusers' models can use is among them.
     """
@@ -40,24 +44,36 @@ def rank_kernels(shape: Shape, backward: bool, place: Place, verdicts: Verdicts)
     if not {variant.kernel for variant in able} & set(own_kernels(place.device)):
         notes = "; ".join(f"{variant.kernel}: {verdict.note}" for variant, verdict in found.items())
         raise BenchmarkError(f"no dense attention of PyTorch's own runs here: {notes}")
-    calls = make_calls(replace(case, variants=able), place)
-    for call in calls.values():
-        call()
-    times = interleave(calls, place.device, seconds=TRIAL_SECONDS, min_rounds=3)
-    return [variant.kernel for variant in sorted(able, key=lambda variant: Summary.of(times[variant]).p50)]
+    ranked = {}
+    for rate in (1, *rates):
+        usable = [each for each in able if rate == 1 or each.kernel in dispatched_kernels(place.device)]
+        calls = operator_calls(trial, tuple(usable), backward, place, every=rate)
+        for each in usable:
+            try:
+                calls[each]()
+            except Exception as error:  # a kernel that does not take a view of some keys is out of the race
+                _log.warning("%s does not run on every %s-th key", each.kernel, rate, exc_info=error)
+                del calls[each]
+        times = interleave(calls, place.device, seconds=TRIAL_SECONDS / (1 if rate == 1 else 3), min_rounds=3)
+        ranked[rate] = [each.kernel for each in sorted(calls, key=lambda each: Summary.of(times[each]).p50)]
+    return ranked
 
 
-def with_kernels(case: Case, ranked: Sequence[str], device: torch.device, kernel: str | None) -> Case:
+def with_kernels(case: Case, ranked: Mapping[int, Sequence[str]], device: torch.device, kernel: str | None) -> Case:
     """`case` with a kernel's name for every FASTEST, and with dense attention among its variants.
 
     Dense attention joins with the fastest kernel of PyTorch's own, and with the fastest of all that can be used, if
-    that is another one. The hybrids get `kernel`, or the former.
+    that is another one. The hybrids get `kernel`, or the fastest at their rate (for rates by latency the former).
     """
-    own = next(name for name in ranked if name in own_kernels(device))
-    variants = [variant.with_kernel(kernel or own) for variant in case.variants]
+    own = next(name for name in ranked[1] if name in own_kernels(device))
+
+    def fastest(variant: Variant) -> str:
+        return own if case.scope == "rates" else ranked[cast(int, variant.rate)][0]
+
+    variants = [variant.with_kernel(kernel or fastest(variant)) for variant in case.variants]
     if not any(variant.dense for variant in variants):
-        usable = {"op": ranked, "rates": [own]}.get(case.scope, dispatched_kernels(device))
-        names = dict.fromkeys((own, next(name for name in ranked if name in usable)))
+        usable = {"op": ranked[1], "rates": [own]}.get(case.scope, dispatched_kernels(device))
+        names = dict.fromkeys((own, next(name for name in ranked[1] if name in usable)))
         variants = [*(Variant(rate=1, kernel=name, compiled=case.compiled) for name in names), *variants]
     return replace(case, variants=tuple(variants))
 

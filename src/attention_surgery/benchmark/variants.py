@@ -9,7 +9,7 @@ from ..rates import Normalizer, Pattern, Rate
 from .kernels import FLEX, dispatched_kernels, operator_kernels
 
 FASTEST = "fastest"
-"""In place of a kernel's name: of PyTorch's own, the one that a trial on this device finds fastest."""
+"""In place of a kernel's name: the one that a trial on this device finds fastest at the variant's rate."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,9 +72,12 @@ def operator(variant: Variant, phi_q: FeatureMap, phi_k: FeatureMap) -> Callable
 
 
 def operator_calls(
-    shape: Shape, variants: tuple[Variant, ...], backward: bool, place: Place
+    shape: Shape, variants: tuple[Variant, ...], backward: bool, place: Place, *, every: int = 1
 ) -> dict[Variant, Callable[[], object]]:
-    """One sample; q, k and v in rotation, so that a short sequence does not stay in the cache."""
+    """One sample; q, k and v in rotation, so that a short sequence does not stay in the cache.
+
+    With `every`, keys and values are a view of every so-manieth token: the softmax part of a hybrid alone.
+    """
     heads, head_dim = shape.spec.heads, shape.spec.head_dim
     size = (1, shape.tokens, heads, head_dim)
     each = 3 * shape.tokens * heads * head_dim * place.dtype.itemsize
@@ -85,13 +88,17 @@ def operator_calls(
     def ready(variant: Variant) -> Callable[[], object]:
         maps = [FeatureMap(heads, head_dim).to(place.device, place.dtype) for _ in range(2)]
         attend, turns = operator(variant, maps[0], maps[1]), itertools.cycle(sets)
+
+        def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return attend(q, k, v) if every == 1 else attend(q, k[:, ::every], v[:, ::every])
+
         if not backward:
-            return _without_gradients(lambda: attend(*next(turns)))
+            return _without_gradients(lambda: forward(*next(turns)))
         parameters = [] if variant.dense else [parameter for phi in maps for parameter in phi.parameters()]
 
         def step() -> None:
             inputs = next(turns)
-            torch.autograd.grad(attend(*inputs), [*inputs, *parameters], gradient)
+            torch.autograd.grad(forward(*inputs), [*inputs, *parameters], gradient)
 
         return step
 

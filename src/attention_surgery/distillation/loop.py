@@ -9,13 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from diffusers import WanTransformer3DModel
 
 from ..checkpoint.identity import weights_digest
 from ..errors import DataError, ModelError, RateError, RunError
 from ..files import digest, read_json, read_torch, write_json
 from ..models import HybridWanTransformer3DModel
+from ..processes import join_processes
 from ..rates import Rate, check_rates
 from .bank import FeatureMapBank, FeatureMapSpec
 from .config import DistillConfig
@@ -62,7 +62,7 @@ def distill(
         DivergenceError: a loss, a map or an error that is not finite; the last checkpoint stands.
     """
     config = config or DistillConfig()
-    state = PartialState(cpu=pipe._execution_device.type == "cpu")
+    state = join_processes(cpu=pipe._execution_device.type == "cpu")
     blocks, rates = _check(pipe, prompts, rates, blocks, config)
     spec = _spec(pipe, config)
     grid = token_grid(pipe, config)

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import DataError
 from ..files import append_jsonl, digest, write_tensors
+from ..processes import join_processes
 from ..progress import progress
 from .config import FinetuneConfig
 from .dataset import Entry, load_clip
@@ -42,7 +42,7 @@ class LatentCache:
         self.folder, self.pipe, self.config = folder, pipe, config
         self.length = config.max_sequence_length
         folder.mkdir(parents=True, exist_ok=True)
-        state = PartialState(cpu=pipe._execution_device.type == "cpu")
+        state = self.state = join_processes(cpu=pipe._execution_device.type == "cpu")
         settings = {
             name: getattr(config, name) for name in ("num_frames", "height", "width", "fps", "max_sequence_length")
         }
@@ -109,7 +109,7 @@ class LatentCache:
             "repeated_frames": clip.repeated_frames,
             "cropped": round(clip.cropped, 4),
         }
-        append_jsonl(self.folder / f"fitting-{PartialState().process_index}.jsonl", row)
+        append_jsonl(self.folder / f"fitting-{self.state.process_index}.jsonl", row)
         return row
 
     @torch.no_grad()

@@ -26,6 +26,7 @@ from ..files import append_jsonl, digest, write_json
 from ..generation import GenerateConfig, generate, write_video
 from ..models import HybridWanTransformer3DModel, hybrid_processors
 from ..models.wan import pipeline_grid
+from ..processes import join_processes
 from ..progress import progress
 from .cache import LatentCache
 from .config import FinetuneConfig
@@ -78,6 +79,7 @@ def finetune(
     entries = read_dataset(dataset, skip_bad=config.skip_bad)
     if len(entries) <= config.heldout_videos:
         raise DataError(f"{dataset} holds {len(entries)} videos, of which {config.heldout_videos} are held out")
+    join_processes(cpu=pipe._execution_device.type == "cpu")
     accelerator = Accelerator(
         mixed_precision="no",  # autocast below, so that one process can run several fine-tunings
         log_with=list(config.trackers) or None,

@@ -12,6 +12,7 @@ from ..evaluation import compare
 from ..files import digest, write_json, write_text
 from ..generation import read_video
 from ..pipelines import EMBEDDED
+from ..processes import refuse_several
 from ..rates import Rate
 from ..report import build_report
 from .config import RecipeConfig
@@ -39,8 +40,9 @@ def run(config: RecipeConfig, folder: str | Path) -> Path:
     the same call.
 
     Raises:
-        RunError: `folder` is in use for something else, or was made with other settings.
+        RunError: `folder` is in use for something else, or was made with other settings; or several processes.
     """
+    refuse_several("run")
     at = RunFolder(Path(folder))
     given = {name: getattr(config, name) for name in ("prompts", "sample_prompts")}
     lines = {name: digest(read_prompts(file)) for name, file in given.items() if file}

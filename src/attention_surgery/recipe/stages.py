@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
 from ..checkpoint import from_pretrained, load_transformer, save_pretrained
 from ..checkpoint.identity import weights_digest
@@ -20,6 +19,7 @@ from ..generation import GenerateConfig, generate, write_video
 from ..models import HybridWanTransformer3DModel, convert_
 from ..models.wan import read_wan
 from ..pipelines import load_pipeline, resolve_base
+from ..processes import join_processes, refuse_several
 from ..progress import progress
 from ..rates import Rate, parse_rate
 from ..selection import homogeneous_rates, pareto_front, select_rates
@@ -118,7 +118,7 @@ def finetune_stage(
     transformer = load_hybrid(base, converted, dtype=dtype)
     pipe = load_pipeline(base, dtype=dtype, device=device, transformer=transformer)
     finetune(pipe, dataset, config=config, output_dir=folder, resume=(folder / "config.json").exists())
-    processes = PartialState()
+    processes = join_processes(cpu=pipe._execution_device.type == "cpu")
     if processes.is_main_process:
         save_pretrained(pipe.transformer.to(dtype), model_folder, weights="all", provenance=provenance)
     processes.wait_for_everyone()
@@ -160,6 +160,7 @@ def generate_stage(
         "dtype": str(dtype).removeprefix("torch."),
         "sampling": dataclasses.asdict(config),
     }
+    refuse_several("generate")
     read_wan(resolve_base(base)).grid(config.num_frames, config.height, config.width)
     is_claimed(folder, "generate.json", settings)
     missing = [i for i in range(len(prompts)) if not (folder / f"{i:04d}.mp4").exists()]

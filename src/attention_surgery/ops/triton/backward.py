@@ -10,14 +10,13 @@ from torch import Tensor
 
 from ..tokens import put
 from .attention_gradients import key_gradient_kernel, query_gradient_kernel
-from .blocks import Blocks
 from .descriptors import aligned, dense
 from .map_gradients import feature_gradient_kernel, input_gradient_kernel, token_product_kernel
 from .plan import Map, Plan, linear_count, strides, token_set
 
-WORKSPACE_BYTES = 2**28
-"""Work space of the gradients through φ, or as much as three tensors of tokens if that is more: heads go through in
-rounds that fit it."""
+WORKSPACE_BYTES, WORKSPACE_TENSORS = 2**27, 1.5
+"""Work space of the gradients through φ: so many bytes, or so many tensors of tokens if that is more. Heads go through
+in rounds that fit it. A larger one sets the peak memory of training; a smaller one has the device wait for launches."""
 
 
 class Contraction(NamedTuple):
@@ -91,69 +90,84 @@ def _map_gradients(
     mass = side.mass.contiguous()
     tokens = token_set(table, rate)
 
-    buffers = 4 if weights else 2
+    buffers = 3 if weights else 2
     per_head = buffers * padded * plan.f * x.element_size()
-    rounds = triton.cdiv(heads * per_head, max(WORKSPACE_BYTES, 3 * x.numel() * x.element_size()))
+    rounds = triton.cdiv(heads * per_head, int(max(WORKSPACE_BYTES, WORKSPACE_TENSORS * x.numel() * x.element_size())))
     per_round = triton.cdiv(heads, rounds)
     work = torch.empty(buffers, per_round, padded, plan.f, dtype=x.dtype, device=x.device)
     features, grad_output = work[0], work[1]
-    hidden, grad_hidden = (work[2], work[3]) if weights else (work[0], work[0])
+    grad_hidden = work[0]  # takes the place of the features, tile by tile, once they have been used
+    hidden = work[2] if weights else work[0]
     of_state = plan.float32(heads, plan.d + 1, plan.f) if side.query else None
     of_w1 = plan.float32(heads, plan.d + 1, plan.f) if weights else None
     of_w2 = plan.float32(heads, plan.f + 1, plan.f) if weights else None
 
+    # What the rounds share is made once: a launch takes the host about as long as a kernel takes the device.
+    shared = {"count": count, "padded": padded, "N": plan.n, "H": plan.h}
+    cut = cuts["feature_gradient"]
+    feature_tiles = padded // cut.rows * plan.p
+    for_features = {
+        "x": x,
+        "g": other,
+        "y": side.y,
+        "denominator": side.denominator,
+        "state": plan.matrix_argument(state, plan.d, plan.d),
+        "mass": mass,
+        "w1": plan.matrix_argument(phi.w1, plan.d, cut.hidden),
+        "b1": phi.b1,
+        "w2": plan.matrix_argument(phi.w2, cut.hidden, plan.d),
+        "b2": phi.b2,
+        "scaled": side.scaled,
+        "delta": side.delta,
+        "hidden": plan.matrix_argument(hidden, cut.rows, cut.hidden),
+        "features": plan.matrix_argument(features, cut.rows, plan.d),
+        "grad_output": plan.matrix_argument(grad_output, cut.rows, plan.d),
+        "ratio": side.ratio,
+        "QUERY": side.query,
+        "WEIGHTS": weights,
+        **strides("x", x),
+        **strides("g", other),
+        **shared,
+        **tokens,
+        **plan.map_options(cut),
+    }
+    cut = cuts["input_gradient"]
+    input_tiles = padded // cut.rows
+    for_input = {
+        "x": x,
+        "state": plan.matrix_argument(state, plan.d, plan.d),
+        "w1": plan.matrix_argument(phi.w1, plan.d, cut.hidden),
+        "b1": phi.b1,
+        "w2": plan.matrix_argument(phi.w2, cut.hidden, plan.d),
+        "features": plan.matrix_argument(features, cut.rows, plan.d),
+        "grad_output": plan.matrix_argument(grad_output, cut.rows, plan.d),
+        "dx": dx,
+        "dv": side.scaled,
+        "grad_hidden": plan.matrix_argument(grad_hidden, cut.rows, cut.hidden),
+        "QUERY": side.query,
+        "WEIGHTS": weights,
+        **strides("x", x),
+        **shared,
+        **tokens,
+        **plan.map_options(cut),
+    }
+    products = {}
+    if of_state is not None:
+        all_tokens = shared | token_set(None, 0)
+        products["state"] = TokenProduct(plan, side.scaled, features, side.delta, of_state, per_round, all_tokens)
+    if of_w1 is not None and of_w2 is not None:
+        products["w1"] = TokenProduct(plan, x, grad_hidden, None, of_w1, per_round, shared | tokens)
+        products["w2"] = TokenProduct(plan, hidden, grad_output, None, of_w2, per_round, shared | tokens)
+
     for first in range(0, heads, per_round):
         now = min(per_round, heads - first)
-        shared = {"count": count, "padded": padded, "N": plan.n, "H": plan.h, "first": first, **tokens}
-        cut = cuts["feature_gradient"]
-        feature_gradient_kernel[padded // cut.rows * plan.p, now](
-            x=x,
-            g=other,
-            y=side.y,
-            denominator=side.denominator,
-            state=plan.matrix_argument(state, plan.d, plan.d),
-            mass=mass,
-            w1=plan.matrix_argument(phi.w1, plan.d, cut.hidden),
-            b1=phi.b1,
-            w2=plan.matrix_argument(phi.w2, cut.hidden, plan.d),
-            b2=phi.b2,
-            scaled=side.scaled,
-            delta=side.delta,
-            hidden=plan.matrix_argument(hidden, cut.rows, cut.hidden),
-            features=plan.matrix_argument(features, cut.rows, plan.d),
-            grad_output=plan.matrix_argument(grad_output, cut.rows, plan.d),
-            ratio=side.ratio,
-            QUERY=side.query,
-            WEIGHTS=weights,
-            **strides("x", x),
-            **strides("g", other),
-            **shared,
-            **plan.map_options(cut),
-        )
-        cut = cuts["input_gradient"]
-        input_gradient_kernel[padded // cut.rows, now](
-            x=x,
-            state=plan.matrix_argument(state, plan.d, plan.d),
-            w1=plan.matrix_argument(phi.w1, plan.d, cut.hidden),
-            b1=phi.b1,
-            w2=plan.matrix_argument(phi.w2, cut.hidden, plan.d),
-            features=plan.matrix_argument(features, cut.rows, plan.d),
-            grad_output=plan.matrix_argument(grad_output, cut.rows, plan.d),
-            dx=dx,
-            dv=side.scaled,
-            grad_hidden=plan.matrix_argument(grad_hidden, cut.rows, cut.hidden),
-            QUERY=side.query,
-            WEIGHTS=weights,
-            **strides("x", x),
-            **shared,
-            **plan.map_options(cut),
-        )
-        rows, cut = slice(first, first + now), cuts["token_product"]
-        if of_state is not None:
-            _token_product(side.scaled, features, side.delta, of_state[rows], plan, cut, shared | token_set(None, 0))
-        if of_w1 is not None and of_w2 is not None:
-            _token_product(x, grad_hidden, None, of_w1[rows], plan, cut, shared)
-            _token_product(hidden, grad_output, None, of_w2[rows], plan, cut, shared)
+        feature_gradient_kernel[feature_tiles, now](first=first, **for_features)
+        if "state" in products:
+            products["state"].add(first, now)
+        input_gradient_kernel[input_tiles, now](first=first, **for_input)
+        if weights:
+            products["w1"].add(first, now)
+            products["w2"].add(first, now)
 
     results = []
     if of_state is not None:
@@ -170,34 +184,41 @@ def _map_gradients(
     return tuple(results)
 
 
-def _token_product(
-    left: Tensor, right: Tensor, weight: Tensor | None, into: Tensor, plan: Plan, cut: Blocks, shared: dict[str, object]
-) -> None:  # fmt: skip
-    """leftᵀ right over the tokens, and under it the (weighted) sum of right: heads × (height + 1) × width.
+class TokenProduct:
+    """leftᵀ right over the tokens, and under it the (weighted) sum of right: heads × (height + 1) × width, float32.
 
-    `left` is a tensor of tokens (b n h d), or in the work space.
+    `left` is a tensor of tokens (b n h d), or in the work space, as `right` is.
     """
-    heads, height, width = into.shape[0], into.shape[1] - 1, into.shape[2]
-    tokens = left.ndim == 4
-    padded = right.shape[1]
-    grid = (height // plan.d) * (width // plan.d)
-    shares, steps = plan.shares(padded // cut.rows, grid * heads)
-    partial = plan.float32(shares, *into.shape)
-    token_product_kernel[grid, shares, heads](
-        left=left if tokens else plan.matrix_argument(left, cut.rows, plan.d),
-        right=plan.matrix_argument(right, cut.rows, plan.d),
-        weight=weight,
-        product=partial,
-        steps=steps,
-        TOKENS=tokens,
-        WEIGHTED=weight is not None,
-        L=height // plan.d,
-        R=width // plan.d,
-        **(strides("l", left) if tokens else {"stride_lb": 0, "stride_ln": 0, "stride_lh": 0}),
-        **shared,
-        **plan.options(cut),
-    )
-    torch.sum(partial, dim=0, out=into)
+
+    def __init__(
+        self, plan: Plan, left: Tensor, right: Tensor, weight: Tensor | None, into: Tensor, heads: int,
+        shared: dict[str, object],
+    ) -> None:  # fmt: skip
+        cut, tokens = plan.blocks("token_product"), left.ndim == 4
+        height, width = (into.shape[1] - 1) // plan.d, into.shape[2] // plan.d
+        self.into, self.grid = into, height * width
+        self.shares, steps = plan.shares(right.shape[1] // cut.rows, self.grid * heads)
+        self.partial = plan.float32(self.shares, heads, *into.shape[1:])
+        self.arguments = {
+            "left": left if tokens else plan.matrix_argument(left, cut.rows, plan.d),
+            "right": plan.matrix_argument(right, cut.rows, plan.d),
+            "weight": weight,
+            "product": self.partial,
+            "steps": steps,
+            "TOKENS": tokens,
+            "WEIGHTED": weight is not None,
+            "L": height,
+            "R": width,
+            **(strides("l", left) if tokens else {"stride_lb": 0, "stride_ln": 0, "stride_lh": 0}),
+            **shared,
+            **plan.options(cut),
+        }
+
+    def add(self, first: int, now: int) -> None:
+        """Of `now` heads from `first` on, whose features are in the work space."""
+        token_product_kernel[self.grid, self.shares, now](first=first, **self.arguments)
+        partial = self.partial.view(-1)[: self.shares * self.into[0].numel() * now].view(-1, now, *self.into.shape[1:])
+        torch.sum(partial, dim=0, out=self.into[first : first + now])
 
 
 def attend_gradients(

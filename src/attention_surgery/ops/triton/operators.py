@@ -120,20 +120,17 @@ class LinearTokens(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        k: Tensor, v: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, table: Tensor | None, rate: int
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, k: Tensor, v: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, table: Tensor | None, rate: int
     ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(k, v, w1, b1, w2, b2, table)
+        ctx.rate = rate
         state, mass = linear_state(k, v, w1, b1, w2, b2, table, rate)
         if rate == 0:
             return state, mass
         if table is None:
             return state, mass, k[:, ::rate], v[:, ::rate]
         return state, mass, take(k, table), take(v, table)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *tensors, table, ctx.rate = inputs
-        ctx.save_for_backward(*tensors, table)
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]

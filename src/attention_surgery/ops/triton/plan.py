@@ -1,5 +1,6 @@
 """What the launches of one call share: parameters in the right dtype, block sizes, constants, results to fill."""
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -43,9 +44,7 @@ class Plan:
         self.arch: int | None = None
         self.processors = 2
         if not INTERPRETED:
-            major, minor = torch.cuda.get_device_capability(x.device)
-            self.arch = 10 * major + minor
-            self.processors = torch.cuda.get_device_properties(x.device).multi_processor_count
+            self.arch, self.processors = _hardware(x.device)
 
     @property
     def precision(self) -> str:
@@ -92,6 +91,13 @@ class Plan:
         wanted = max(1, min(tiles, waves * self.processors // programs))
         each = cdiv(tiles, wanted)
         return cdiv(tiles, each), each
+
+
+@cache
+def _hardware(device: torch.device) -> tuple[int, int]:
+    """10·major + minor of the compute capability, and the multiprocessors."""
+    properties = torch.cuda.get_device_properties(device)
+    return 10 * properties.major + properties.minor, properties.multi_processor_count
 
 
 def linear_count(n: int, rate: int) -> int:
