@@ -494,6 +494,20 @@ def test_of_two_cases_of_a_kind_the_one_that_was_measured_more_is_shown(finished
     assert not any(line.startswith("Not yet measured") for line in results_table([*skipped, *rows]))
 
 
+def test_what_a_package_made_faster_stands_beside_what_pytorch_alone_did(finished):
+    rows = [dataclasses.replace(row, shape="n8192", tokens=8192) for row in read_rows(finished) if row.case == 1]
+    packaged = [
+        dataclasses.replace(row, date="later", p50_ms=row.p50_ms and row.p50_ms / 2, kernel="flash_4_hub")
+        for row in rows
+        if row.p50_ms
+    ]
+    alone, beside = speed_table([*packaged, *rows])[2:4]
+    dense = next(row for row in rows if row.variant == DENSE.name).p50_ms
+    assert f"| {dense:.4g} |" in alone and f"| {dense / 2:.4g} (FlashAttention 4) |" in beside
+    text = "\n".join(results_table([*packaged, *rows]))
+    assert f"| {dense:.4g} |" in text and f"| {dense / 2:.4g} (FlashAttention 4) |" in text
+
+
 def test_figures_need_nothing_but_the_file(finished, tmp_path):
     rows = read_rows(finished)
     write_rows(tmp_path / "a.csv", [row for row in rows if row.level == "block"])

@@ -9,6 +9,8 @@ from .rows import Row
 
 UNMEASURED = "not yet measured"
 LEVELS = ("op", "block", "transformer")
+PACKAGES = {"flash": "FlashAttention 2", "_flash_3": "FlashAttention 3", "flash_4_hub": "FlashAttention 4"}
+"""Kernels that are not PyTorch's own: what was measured with them stands beside what was measured without."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,10 @@ def speed_table(rows: Sequence[Row]) -> list[str]:
     for mine in _by_device(rows):
         cases, device = _by_case(mine), mine[0].device
         for headline in HEADLINES:
-            if case := _most_measured([case for case in cases if headline.shows(case)], headline.own):
+            for some in _by_package(case for case in cases if headline.shows(case)):
+                case = _most_measured(some, headline.own)
                 own, dense, first = headline.own(case), fastest_dense(case), case[0]
-                cells = [UNMEASURED if dense is None else _time(dense), *(_ratio(own.get(rate)) for rate in rates)]
+                cells = [UNMEASURED if dense is None else _dense(dense), *(_ratio(own.get(rate)) for rate in rates)]
                 text = headline.text.format(heads=first.heads, head_dim=first.head_dim, dtype=first.dtype)
                 lines.append(f"| {device if device != shown else ''} | {text} | " + " | ".join(cells) + " |")
                 shown = device
@@ -111,7 +114,8 @@ def _cases(rows: Sequence[Row]) -> list[str]:
             key = (LEVELS.index(first.level), first.title, first.passes, mode, first.tokens)
             kinds.setdefault(key, []).append(case)
     lines, missing = [], []
-    for (level, title, passes, mode, tokens), cases in sorted(kinds.items()):
+    found = [(key, some) for key, cases in sorted(kinds.items()) for some in _by_package(cases)]
+    for (level, title, passes, mode, tokens), cases in found:
         case = _most_measured(cases, _own)
         dense, own = fastest_dense(case), _own(case)
         if not any(row.p50_ms for row in own.values()):
@@ -119,7 +123,7 @@ def _cases(rows: Sequence[Row]) -> list[str]:
             continue
         shown = [own.get(rate) for rate in rates]
         peaks = [f"{row.peak_mib:.0f}" for row in (dense, *shown) if row is not None and row.peak_mib is not None]
-        cells = [LEVELS[level], title, f"{tokens:,}", passes, mode, "" if dense is None else _time(dense)]
+        cells = [LEVELS[level], title, f"{tokens:,}", passes, mode, "" if dense is None else _dense(dense)]
         cells += [*(_ratio(row, share=True) for row in shown), " / ".join(peaks)]
         lines.append("| " + " | ".join(cells) + " |")
     if lines:
@@ -212,6 +216,15 @@ def _by_case(rows: Iterable[Row]) -> list[list[Row]]:
     return [list(case) for _, case in groupby(rows, key=lambda row: (row.device, row.date, row.case))]
 
 
+def _by_package(cases: Iterable[list[Row]]) -> list[list[list[Row]]]:
+    """Cases whose fastest dense kernel is PyTorch's own, or that have none; then those of each package."""
+    found: dict[str, list[list[Row]]] = {}
+    for case in cases:
+        dense = fastest_dense(case)
+        found.setdefault("" if dense is None else PACKAGES.get(dense.kernel, ""), []).append(case)
+    return [found[package] for package in sorted(found)]
+
+
 def _own(case: Sequence[Row]) -> dict[int, Row]:
     """Rate → our row."""
     return {int(row.rate): row for row in case if is_own(row)}
@@ -233,6 +246,12 @@ def _ratio(row: Row | None, *, bounds: bool = False, share: bool = False) -> str
     if share and row.limit_share is not None:
         text += f" {100 * row.limit_share:.0f} %"
     return text
+
+
+def _dense(row: Row) -> str:
+    """Its time, and the package that its kernel is of."""
+    package = PACKAGES.get(row.kernel)
+    return f"{_time(row)} ({package})" if package else _time(row)
 
 
 def _time(row: Row) -> str:
