@@ -2,7 +2,9 @@
 
 import csv
 import dataclasses
+import itertools
 import json
+import types
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from PIL import Image
 import attention_surgery as asg
 from attention_surgery import shapes
 from attention_surgery.errors import CheckpointError, ConfigError, DivergenceError, RunError
+from attention_surgery.teacher import autoencoder, diffusion
 from attention_surgery.teacher.autoencoder import psnr
 from attention_surgery.teacher.build import build_tokenizer
 from attention_surgery.teacher.config import TeacherConfig
@@ -50,6 +53,19 @@ TOY = TeacherConfig(
     sample_seconds=0.3,
     steps=2,
 )
+
+
+@pytest.fixture
+def ticking(monkeypatch):
+    """Both trainings on a clock of which each look takes a tenth of a second: as many steps on any machine."""
+    ticks = itertools.count()
+    clock = types.SimpleNamespace(monotonic=lambda: next(ticks) / 10)
+    for module in (autoencoder, diffusion):
+        monkeypatch.setattr(module, "time", clock)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # more of them wait for each other on a machine that is busy
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -135,16 +151,17 @@ def test_tokenizer_knows_every_word():
     assert tokenizer("A Red, circle.").input_ids == tokenizer("a red circle").input_ids
 
 
-def test_training_runs_stops_goes_on_and_loads(tmp_path):
-    assert train_teacher(TOY, tmp_path, slice_minutes=0.01) is False
+def test_training_runs_stops_goes_on_and_loads(ticking, tmp_path):
+    toy = dataclasses.replace(TOY, vae_minutes=0.03, diffusion_minutes=0.06)
+    assert train_teacher(toy, tmp_path, slice_minutes=0.01) is False
     step = torch.load(tmp_path / "autoencoder.pt", weights_only=True)["step"]
     assert step > 0 and not (tmp_path / "vae").exists()
-    assert train_teacher(TOY, tmp_path, slice_minutes=0.01) is False
+    assert train_teacher(toy, tmp_path, slice_minutes=0.02) is False
     assert torch.load(tmp_path / "autoencoder.pt", weights_only=True)["step"] > step
     first = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
     assert first == {"stage": "saved", "complete": False}
     step = torch.load(tmp_path / "training.pt", weights_only=True)["step"]
-    assert train_teacher(TOY, tmp_path) is True
+    assert train_teacher(toy, tmp_path) is True
     assert torch.load(tmp_path / "training.pt", weights_only=True)["step"] > step > 0
     sheet = sorted((tmp_path / "samples").iterdir())[0]
     with Image.open(sheet) as image:
@@ -153,10 +170,10 @@ def test_training_runs_stops_goes_on_and_loads(tmp_path):
     (clip,) = sample(pipe, ["a red circle grows on a plain background"], guidance=1.5, steps=2, batch=1)
     assert clip.shape == (shapes.FRAMES, shapes.HEIGHT, shapes.WIDTH, 3)
     with pytest.raises(RunError, match="another config"):
-        train_teacher(dataclasses.replace(TOY, batch=4), tmp_path)
+        train_teacher(dataclasses.replace(toy, batch=4), tmp_path)
 
 
-def test_training_stops_at_a_loss_that_is_not_finite(tmp_path):
+def test_training_stops_at_a_loss_that_is_not_finite(ticking, tmp_path):
     config = dataclasses.replace(TOY, lr=1e30, sample_seconds=1000)
     with pytest.raises(DivergenceError, match="before step"):
         train_teacher(config, tmp_path)

@@ -97,7 +97,7 @@ def perform(
                 item = busy[here]
                 try:
                     result = here.recv()  # type: ignore[union-attr]
-                except EOFError:
+                except (EOFError, ConnectionResetError):
                     result = RunError(f"the process that did {item} ended by itself; was its memory enough?")
                 del busy[here]
                 if isinstance(result, BaseException):
@@ -121,7 +121,8 @@ def _work(there: Connection, site: Site, number: int) -> None:
     assert parent is not None
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-    do = _doer(site, number)
+    _take_gpu(site, number)
+    do = _doer(site)
     while True:
         try:
             item = there.recv()
@@ -135,13 +136,19 @@ def _work(there: Connection, site: Site, number: int) -> None:
         there.send(result)
 
 
-def _doer(site: Site, number: int = 0) -> "Callable[[Item], Row]":
+def _take_gpu(site: Site, number: int) -> None:
+    """The processes take turns on the GPUs."""
+    import torch
+
+    if site.device in ("auto", "cuda") and torch.cuda.is_available():
+        torch.cuda.set_device(number % torch.cuda.device_count())
+
+
+def _doer(site: Site) -> "Callable[[Item], Row]":
     import torch
 
     from .laboratory import Laboratory
 
     torch.set_num_threads(site.threads)
-    if site.device in ("auto", "cuda") and torch.cuda.is_available():
-        torch.cuda.set_device(number % torch.cuda.device_count())  # several GPUs share the processes
     laboratory = Laboratory(site.folder, site.scale, site.device)
     return laboratory.do

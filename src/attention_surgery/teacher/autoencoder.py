@@ -101,7 +101,7 @@ def train_autoencoder(
             saved_at = time.monotonic()
     save(before + time.monotonic() - start)
     vae.eval().requires_grad_(False)
-    return before + time.monotonic() - start >= total
+    return seconds >= total
 
 
 def _captured(update: Callable[[], tuple[Tensor, Tensor]]) -> Callable[[], tuple[Tensor, Tensor]]:

@@ -132,7 +132,7 @@ def train_diffusion(
             pause = time.monotonic() - shown_at
             start, saved_at, shown_at = start + pause, saved_at + pause, shown_at + pause
     save(before + time.monotonic() - start)
-    return average, before + time.monotonic() - start >= total
+    return average, seconds >= total
 
 
 def tokenize(
