@@ -164,20 +164,25 @@ def test_judges_are_reached(tmp_path):
     assert "forward" in cost.stdout and not (tmp_path / "e").exists()
 
 
-def test_two_processes_distil_and_finetune_as_one_does(world, finished, tmp_path):  # noqa: F811
-    """`accelerate launch -m attention_surgery.cli`: the passes, and the batch, are shared."""
-    launch = [*launch_two_processes(29617), "-m", "attention_surgery.cli"]
-    small = [*SMALL, "--max-sequence-length", "16", "--dtype", "float32", "--device", "cpu"]
-    stages = {
+def shared_stages(world, model) -> dict[str, list]:  # noqa: F811
+    """The stages that several processes share, and their arguments."""
+    return {
         "distill": [
             world / "base", "--prompts", world / "prompts.txt", "--rates", "2", "4", "linear",
             "--num-trajectories", "2", "--num-inference-steps", "2", "--heldout-prompts", "1",
         ],
         "finetune": [
-            world / "base", "--model", finished / "converted", "--dataset", world / "videos", "--batch-size", "2",
+            world / "base", "--model", model, "--dataset", world / "videos", "--batch-size", "2",
             "--max-steps", "2", "--heldout-videos", "1", "--fps", "8",
         ],
     }  # fmt: skip
+
+
+def test_two_processes_distil_and_finetune_as_one_does(world, finished, tmp_path):  # noqa: F811
+    """`accelerate launch -m attention_surgery.cli`: the passes, and the batch, are shared."""
+    launch = [*launch_two_processes(29617), "-m", "attention_surgery.cli"]
+    small = [*SMALL, "--max-sequence-length", "16", "--dtype", "float32", "--device", "cpu"]
+    stages = shared_stages(world, finished / "converted")
     for stage, arguments in stages.items():
         command = [*launch, stage, *map(str, arguments), "--output", str(tmp_path / stage), *small]
         environment = os.environ | {"OMP_NUM_THREADS": "1"} | NO_GPU
@@ -209,16 +214,7 @@ def test_two_gpus_distil_and_finetune_as_one_does(world, tmp_path):  # noqa: F81
     small = [*SMALL, "--max-sequence-length", "16", "--dtype", "float32"]
     bank = tmp_path / "distill-alone" / "bank"
     rates = tmp_path / "rates.json"
-    stages = {
-        "distill": [
-            world / "base", "--prompts", world / "prompts.txt", "--rates", "2", "4", "linear",
-            "--num-trajectories", "2", "--num-inference-steps", "2", "--heldout-prompts", "1",
-        ],
-        "finetune": [
-            world / "base", "--model", tmp_path / "converted", "--dataset", world / "videos", "--batch-size", "2",
-            "--max-steps", "2", "--heldout-videos", "1", "--fps", "8",
-        ],
-    }  # fmt: skip
+    stages = shared_stages(world, tmp_path / "converted")
     launches = {
         "alone": [sys.executable, "-m", "attention_surgery.cli"],
         "shared": [*launch_two_processes(29631), "-m", "attention_surgery.cli"],
