@@ -54,6 +54,8 @@ def rank_kernels(
             except Exception as error:  # a kernel that does not take a view of some keys is out of the race
                 _log.warning("%s does not run on every %s-th key", each.kernel, rate, exc_info=error)
                 del calls[each]
+        if not {each.kernel for each in calls} & set(own_kernels(place.device)):
+            raise BenchmarkError(f"no attention of PyTorch's own runs on every {rate}-th key; the log says why")
         times = interleave(calls, place.device, seconds=TRIAL_SECONDS / (1 if rate == 1 else 3), min_rounds=3)
         ranked[rate] = [each.kernel for each in sorted(calls, key=lambda each: Summary.of(times[each]).p50)]
     return ranked

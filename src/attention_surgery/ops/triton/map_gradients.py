@@ -6,8 +6,8 @@ dφ = r (ŷ S̄ᵀ - t z̄), dS̄ = r Σ φᵀ ŷ, dz̄ = -r Σ φ t. The key si
 dφ = v dS̄ᵀ + dz̄ and dv = φ dS̄, both over n_L.
 
 Three kernels, one after the other, on a few heads at a time: the first two leave a = silu(x W1 + b1), φ and the
-gradients of both layers' pre-activations in a work space (heads · padded tokens × P·D); the third multiplies them over
-the tokens.
+gradients of both layers' pre-activations in a work space (heads · padded tokens × P·D), the first layer's in place of
+φ once that has been used; the third multiplies them over the tokens.
 """
 
 import triton
