@@ -10,9 +10,13 @@ if triton.knobs.runtime.interpret:
 from ahead_of_time import SHARED_MEMORY, compile_all  # noqa: E402
 
 KERNELS = {
-    "state_kernel", "merge_kernel", "attend_kernel", "feature_gradient_kernel", "input_gradient_kernel",
-    "token_product_kernel", "query_gradient_kernel", "key_gradient_kernel",
+    "state_kernel", "merge_kernel", "attend_kernel", "output_gradient_kernel", "map_gradient_kernel",
+    "value_gradient_kernel", "token_product_kernel", "query_gradient_kernel", "key_gradient_kernel",
 }  # fmt: skip
+
+SPILLED = {"map_gradient_kernel": 96}
+"""Bytes of stack allowed: addresses in shared memory that the ptxas of Triton 3.9 takes out of loops, and that of 3.6
+does not. The two kernels that this one stands for have none, and take a fifth longer (docs/log.md)."""
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
@@ -21,9 +25,10 @@ def test_tuned_blocks_compile_without_spills(arch: int, head_dim: int) -> None:
     compiled = compile_all(arch, head_dim)
     assert {kernel.name for kernel in compiled} == KERNELS
     for kernel in compiled:
-        assert kernel.stack == 0, f"{kernel.name} spills {kernel.stack} bytes ({kernel.registers} registers)"
+        spilled = f"{kernel.name} spills {kernel.stack} bytes ({kernel.registers} registers)"
+        assert kernel.stack <= SPILLED.get(kernel.name, 0), spilled
         assert kernel.shared <= SHARED_MEMORY[arch], f"{kernel.name} needs {kernel.shared} bytes of shared memory"
-        if arch == 90:
+        if arch == 90 and kernel.name != "output_gradient_kernel":  # which has no products
             assert "wgmma.mma_async" in kernel.ptx, f"{kernel.name} does not use the warp-group matrix unit"
 
 

@@ -1,7 +1,7 @@
 """One case: its variants made ready, timed in turns, and turned into rows."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from .rows import Row, Status
 from .shapes import Shape
 from .timing import Summary, interleave, peak_memory, speedup
 from .variants import Variant, dense_kernels
-from .verification import describe_error
+from .verification import describe_error, verify_at_size
 from .workloads import Place, make_calls, operator_calls
 
 _log = logging.getLogger("attention_surgery")
@@ -81,16 +81,14 @@ def with_kernels(case: Case, ranked: Mapping[int, Sequence[str]], device: torch.
 
 
 def measure_case(case: Case, place: Place, run: Mapping[str, str]) -> list[Row]:
-    """A row for each variant of `case`, all of which are verified; for one that does not run, why."""
+    """A row for each variant of `case`, all of which are verified at a small size; for one that is not timed, why."""
     calls = make_calls(case, place)
     rows: dict[Variant, Row] = {}
     for variant in case.variants:
-        try:
-            calls[variant]()
-        except Exception as error:  # named in the table; a hybrid that does not run ends the command with an error
-            _log.warning("%s: %s does not run", case.name, variant.name, exc_info=error)
+        status, note = _try_at_size(case, variant, calls[variant], place)
+        if status != "measured":
             del calls[variant]
-            rows[variant] = make_row(case, variant, place, run, status="does not run", note=describe_error(error))
+            rows[variant] = make_row(case, variant, place, run, status=status, note=note)
     peaks = {variant: peak_memory(call, place.device) for variant, call in calls.items()}
     times = interleave(calls, place.device, seconds=case.seconds) if calls else {}
     medians = {variant: Summary.of(values).p50 for variant, values in times.items()}
@@ -106,6 +104,22 @@ def measure_case(case: Case, place: Place, run: Mapping[str, str]) -> list[Row]:
             columns |= timing_columns(values)
         rows[variant] = make_row(case, variant, place, run, status="measured", **columns)
     return [rows[variant] for variant in case.variants]
+
+
+def _try_at_size(case: Case, variant: Variant, call: Callable[[], object], place: Place) -> tuple[Status, str]:
+    """Makes the first call; whether the variant may be timed, and why not."""
+    try:
+        result = call()
+        wrong = (
+            verify_at_size(variant, case.shape, place) if case.scope == "op" and variant.backend == "triton" else None
+        )
+    except Exception as error:  # named in the table; a hybrid that does not run ends the command with an error
+        _log.warning("%s: %s does not run", case.name, variant.name, exc_info=error)
+        return "does not run", describe_error(error)
+    output = result[0] if isinstance(result, tuple) else result
+    if isinstance(output, torch.Tensor) and not output.isfinite().all():
+        wrong = "the output is not finite"
+    return ("wrong", wrong) if wrong else ("measured", "")
 
 
 def timing_columns(times: Sequence[float], baseline: Sequence[float] = (), name: str = "") -> dict[str, Any]:

@@ -44,10 +44,12 @@ def _reciprocal(x, FAST: tl.constexpr):
 
 
 @triton.jit
-def _inverse_root(x, FAST: tl.constexpr):
+def _root(x, FAST: tl.constexpr):
     if FAST:
-        return tl.rsqrt(x)
-    return 1.0 / tl.sqrt_rn(x)
+        return tl.inline_asm_elementwise(
+            "sqrt.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return tl.sqrt_rn(x)
 
 
 @triton.jit
@@ -69,18 +71,17 @@ def silu_grad(x, FAST: tl.constexpr):
 
 
 @triton.jit
-def squareplus_and_grad(x, FAST: tl.constexpr):
-    """squareplus as relu(x) + b / 2(sqrt(x² + b) + |x|), which never cancels, and its derivative."""
-    square = x * x + WIDTH
-    inverse = _inverse_root(square, FAST)
-    value = tl.maximum(x, 0.0) + (0.5 * WIDTH) * _reciprocal(square * inverse + tl.abs(x), FAST)
-    return value, value * inverse
+def squareplus(x, FAST: tl.constexpr):
+    """(x + sqrt(x² + b)) / 2 as relu(x) + b / 2(sqrt(x² + b) + |x|), which never cancels."""
+    root = _root(x * x + WIDTH, FAST)
+    return tl.maximum(x, 0.0) + (0.5 * WIDTH) * _reciprocal(root + tl.abs(x), FAST)
 
 
 @triton.jit
-def squareplus(x, FAST: tl.constexpr):
-    """(x + sqrt(x² + b)) / 2."""
-    return squareplus_and_grad(x, FAST)[0]
+def squareplus_grad(value, FAST: tl.constexpr):
+    """The derivative of squareplus where it takes `value`: y / sqrt(x² + b), which is 4y² / (4y² + b)."""
+    square = 4.0 * value * value
+    return square * _reciprocal(square + WIDTH, FAST)
 
 
 @triton.jit
@@ -91,6 +92,16 @@ def power(x, P):
         y *= x
     if P >= 3:
         y *= x
+    return y
+
+
+@triton.jit
+def powers(x, first, WIDTH: tl.constexpr, D: tl.constexpr):
+    """Column c of x (… × WIDTH) to the power first + c // D."""
+    column = tl.arange(0, WIDTH)[None, :] // D
+    y = power(x, first)
+    for p in tl.static_range(1, WIDTH // D):
+        y = tl.where(column >= p, y * x, y)
     return y
 
 

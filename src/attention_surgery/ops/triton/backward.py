@@ -10,31 +10,33 @@ from torch import Tensor
 
 from ..tokens import put
 from .attention_gradients import key_gradient_kernel, query_gradient_kernel
-from .descriptors import aligned, dense
-from .map_gradients import feature_gradient_kernel, input_gradient_kernel, token_product_kernel
+from .descriptors import aligned
+from .map_gradients import (
+    map_gradient_kernel,
+    output_gradient_kernel,
+    token_product_kernel,
+    value_gradient_kernel,
+)
 from .plan import Map, Plan, linear_count, strides, token_set
 
-WORKSPACE_BYTES, WORKSPACE_TENSORS = 2**27, 1.5
+WORKSPACE_BYTES, WORKSPACE_TENSORS = 2**27, 3.1
 """Work space of the gradients through φ: so many bytes, or so many tensors of tokens if that is more. Heads go through
 in rounds that fit it. A larger one sets the peak memory of training; a smaller one has the device wait for launches."""
 
 
 class Contraction(NamedTuple):
-    """What φ's features are contracted with, and the results of the gradient kernels. `query` tells the side.
+    """What φ's features are contracted with, in the terms of `map_gradients`. `query` tells the side.
 
-    Query side: `other` is dy, `state` and `mass` S̄ and z̄; y, denominator and ratio as in `forward.merge`; results ŷ
-    (`scaled`) and t (`delta`). Key side: `other` is v, `state` and `mass` dS̄/n_L and dz̄/n_L; result dv (`scaled`).
+    Query side: g is ŷ, with t (`delta`), S̄, z̄ and r (`scale`). Key side: g is v, with dS̄, dz̄, 1/n_L, and dv to fill.
     """
 
     query: bool
-    other: Tensor
+    g: Tensor
     state: Tensor
     mass: Tensor
-    scaled: Tensor
-    y: Tensor | None = None
-    denominator: Tensor | None = None
+    scale: float
     delta: Tensor | None = None
-    ratio: float = 1.0
+    dv: Tensor | None = None
 
 
 def merge_gradients(
@@ -42,22 +44,25 @@ def merge_gradients(
     weights: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Of `forward.merge` and the linear part of `forward.attend`: ŷ = do, t (b h n), dq, dS̄, dz̄, and those of φ."""
-    plan = Plan(q)
-    side = Contraction(
-        query=True,
-        other=dy,
-        state=state,
-        mass=mass,
-        scaled=plan.tokens(),
+    dy, plan = aligned(dy), Plan(q)
+    scaled, delta, dq = plan.tokens(), plan.float32(plan.b, plan.h, plan.n), plan.tokens()
+    cut = plan.blocks("output_gradient")
+    output_gradient_kernel[triton.cdiv(plan.n, cut.rows), plan.b * plan.h](
+        dy=dy,
         y=y,
         denominator=denominator,
-        delta=plan.float32(plan.b, plan.h, plan.n),
-        ratio=ratio,
+        scaled=scaled,
+        delta=delta,
+        N=plan.n,
+        H=plan.h,
+        BM=cut.rows,
+        D=plan.d,
+        **strides("y", dy),
+        **plan.launch(cut),
     )
-    dq = plan.tokens()
+    side = Contraction(query=True, g=scaled, state=state, mass=mass, scale=ratio, delta=delta)
     dstate, dmass, *of_map = _map_gradients(q, dq, side, phi, None, 0, weights)
-    assert side.delta is not None
-    return side.scaled, side.delta, dq, dstate, dmass, *of_map
+    return scaled, delta, dq, dstate, dmass, *of_map
 
 
 def state_gradients(
@@ -72,7 +77,7 @@ def state_gradients(
             whole[:, ::rate] = part
         else:
             put(whole, table, part)
-    side = Contraction(query=False, other=v, state=dstate / count, mass=dmass / count, scaled=dv)
+    side = Contraction(query=False, g=v, state=dstate, mass=dmass, scale=1 / count, dv=dv)
     _, _, *of_map = _map_gradients(k, dk, side, phi, table, rate, weights)
     return dk, dv, *of_map
 
@@ -80,103 +85,89 @@ def state_gradients(
 def _map_gradients(
     x: Tensor, dx: Tensor, side: Contraction, phi: Map, table: Tensor | None, rate: int, weights: bool
 ) -> tuple[Tensor, ...]:
-    """Fills dx and the results of `side`; returns dS̄ and dz̄ (query side), dw1, db1, dw2, db2 (if `weights`)."""
-    x, other, phi, plan = aligned(x), aligned(side.other), phi.like(x), Plan(x, phi.degree)
+    """Fills dx, and dv (key side); returns dS̄ and dz̄ (query side), dw1, db1, dw2, db2 (if `weights`)."""
+    x, g, phi, plan = aligned(x), aligned(side.g), phi.like(x), Plan(x, phi.degree)
     count, heads = linear_count(plan.n, rate), plan.b * plan.h
-    cuts = {name: plan.blocks(name) for name in ("feature_gradient", "input_gradient", "token_product")}
-    step = max(cut.rows for cut in cuts.values())
+    cut = plan.blocks("map_gradient")
+    step = max(plan.blocks(kernel).rows for kernel in ("map_gradient", "value_gradient", "token_product"))
     padded = triton.cdiv(count, step) * step
-    state = dense(side.state.to(x.dtype))
-    mass = side.mass.contiguous()
+    state = torch.mul(side.state, side.scale, out=torch.empty(side.state.shape, dtype=x.dtype, device=x.device))
     tokens = token_set(table, rate)
 
-    buffers = 3 if weights else 2
-    per_head = buffers * padded * plan.f * x.element_size()
+    buffers = ["features"] + ["hidden", "grad_output", "grad_hidden"] * weights
+    per_head = len(buffers) * padded * plan.f * x.element_size()
     rounds = triton.cdiv(heads * per_head, int(max(WORKSPACE_BYTES, WORKSPACE_TENSORS * x.numel() * x.element_size())))
     per_round = triton.cdiv(heads, rounds)
-    work = torch.empty(buffers, per_round, padded, plan.f, dtype=x.dtype, device=x.device)
-    features, grad_output = work[0], work[1]
-    grad_hidden = work[0]  # takes the place of the features, tile by tile, once they have been used
-    hidden = work[2] if weights else work[0]
-    of_state = plan.float32(heads, plan.d + 1, plan.f) if side.query else None
-    of_w1 = plan.float32(heads, plan.d + 1, plan.f) if weights else None
-    of_w2 = plan.float32(heads, plan.f + 1, plan.f) if weights else None
+    size = (per_round, padded, plan.f)
+    work = dict(zip(buffers, torch.empty(len(buffers), *size, dtype=x.dtype, device=x.device), strict=True))
+    widths = {"features": plan.d, "hidden": cut.hidden, "grad_output": plan.d, "grad_hidden": cut.hidden}
 
     # What the rounds share is made once: a launch takes the host about as long as a kernel takes the device.
     shared = {"count": count, "padded": padded, "N": plan.n, "H": plan.h}
-    cut = cuts["feature_gradient"]
-    feature_tiles = padded // cut.rows * plan.p
-    for_features = {
+    arguments = {
         "x": x,
-        "g": other,
-        "y": side.y,
-        "denominator": side.denominator,
+        "g": g,
+        "delta": side.delta,
         "state": plan.matrix_argument(state, plan.d, plan.d),
-        "mass": mass,
+        "mass": side.mass.contiguous(),
         "w1": plan.matrix_argument(phi.w1, plan.d, cut.hidden),
         "b1": phi.b1,
         "w2": plan.matrix_argument(phi.w2, cut.hidden, plan.d),
         "b2": phi.b2,
-        "scaled": side.scaled,
-        "delta": side.delta,
-        "hidden": plan.matrix_argument(hidden, cut.rows, cut.hidden),
-        "features": plan.matrix_argument(features, cut.rows, plan.d),
-        "grad_output": plan.matrix_argument(grad_output, cut.rows, plan.d),
-        "ratio": side.ratio,
+        "dx": dx,
+        "scale": side.scale,
+        "zero": 0,
+        **{
+            name: plan.matrix_argument(work[name], cut.rows, columns) if name in work else None
+            for name, columns in widths.items()
+        },
         "QUERY": side.query,
         "WEIGHTS": weights,
         **strides("x", x),
-        **strides("g", other),
+        **strides("g", g),
         **shared,
         **tokens,
         **plan.map_options(cut),
     }
-    cut = cuts["input_gradient"]
-    input_tiles = padded // cut.rows
-    for_input = {
-        "x": x,
+    value_cut = plan.blocks("value_gradient")
+    for_values = {
+        "features": plan.matrix_argument(work["features"], value_cut.rows, plan.d),
         "state": plan.matrix_argument(state, plan.d, plan.d),
-        "w1": plan.matrix_argument(phi.w1, plan.d, cut.hidden),
-        "b1": phi.b1,
-        "w2": plan.matrix_argument(phi.w2, cut.hidden, plan.d),
-        "features": plan.matrix_argument(features, cut.rows, plan.d),
-        "grad_output": plan.matrix_argument(grad_output, cut.rows, plan.d),
-        "dx": dx,
-        "dv": side.scaled,
-        "grad_hidden": plan.matrix_argument(grad_hidden, cut.rows, cut.hidden),
-        "QUERY": side.query,
-        "WEIGHTS": weights,
-        **strides("x", x),
+        "dv": side.dv,
+        "F": plan.f,
         **shared,
         **tokens,
-        **plan.map_options(cut),
+        **plan.options(value_cut),
     }
     products = {}
-    if of_state is not None:
+    if side.query:
+        of_state = plan.float32(heads, plan.d + 1, plan.f)
         all_tokens = shared | token_set(None, 0)
-        products["state"] = TokenProduct(plan, side.scaled, features, side.delta, of_state, per_round, all_tokens)
-    if of_w1 is not None and of_w2 is not None:
-        products["w1"] = TokenProduct(plan, x, grad_hidden, None, of_w1, per_round, shared | tokens)
-        products["w2"] = TokenProduct(plan, hidden, grad_output, None, of_w2, per_round, shared | tokens)
+        products["state"] = TokenProduct(plan, g, work["features"], side.delta, of_state, per_round, all_tokens)
+    if weights:
+        of_w1, of_w2 = (plan.float32(heads, rows + 1, plan.f) for rows in (plan.d, plan.f))
+        products["w1"] = TokenProduct(plan, x, work["grad_hidden"], None, of_w1, per_round, shared | tokens)
+        products["w2"] = TokenProduct(
+            plan, work["hidden"], work["grad_output"], None, of_w2, per_round, shared | tokens
+        )  # fmt: skip
 
     for first in range(0, heads, per_round):
         now = min(per_round, heads - first)
-        feature_gradient_kernel[feature_tiles, now](first=first, **for_features)
-        if "state" in products:
-            products["state"].add(first, now)
-        input_gradient_kernel[input_tiles, now](first=first, **for_input)
-        if weights:
-            products["w1"].add(first, now)
-            products["w2"].add(first, now)
+        map_gradient_kernel[padded // cut.rows, now](first=first, **arguments)
+        if not side.query:
+            value_gradient_kernel[padded // value_cut.rows, now](first=first, **for_values)
+        for product in products.values():
+            product.add(first, now)
 
     results = []
-    if of_state is not None:
-        product, total = of_state.unflatten(0, (plan.b, plan.h)).split((plan.d, 1), dim=2)
-        results += [product.transpose(2, 3).contiguous() * side.ratio, total.squeeze(2) * -side.ratio]
+    if side.query:
+        product, total = products["state"].into.unflatten(0, (plan.b, plan.h)).split((plan.d, 1), dim=2)
+        results += [product.transpose(2, 3).contiguous() * side.scale, total.squeeze(2) * -side.scale]
     else:
         results += [plan.float32(0), plan.float32(0)]
-    for stack in (of_w1, of_w2):
-        if stack is not None:
+    for name in ("w1", "w2"):
+        if weights:
+            stack = products[name].into
             product, total = stack.unflatten(0, (plan.b, plan.h)).sum(0).split((stack.shape[1] - 1, 1), dim=1)
             results += [product.clone(memory_format=torch.contiguous_format), total.reshape(plan.h, plan.f).clone()]
         else:

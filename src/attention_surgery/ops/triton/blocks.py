@@ -6,8 +6,9 @@ from typing import Literal
 import torch
 
 Kernel = Literal[
-    "state", "merge", "attend", "feature_gradient", "input_gradient", "token_product", "query_gradient", "key_gradient"
-]
+    "state", "merge", "attend", "output_gradient", "map_gradient", "value_gradient", "token_product",
+    "query_gradient", "key_gradient",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,18 +36,20 @@ class Blocks:
 
 HOPPER: dict[tuple[Kernel, int], Blocks] = {
     ("state", 128): Blocks(rows=64, hidden=128, warps=8, resident=True),
-    ("merge", 128): Blocks(rows=64, hidden=32, warps=4, stages=3),
+    ("merge", 128): Blocks(rows=64, hidden=64, warps=4),
     ("attend", 128): Blocks(rows=128, across=128, warps=8, stages=3),
-    ("feature_gradient", 128): Blocks(rows=64, hidden=32, warps=4, stages=3),
-    ("input_gradient", 128): Blocks(rows=64, hidden=32, warps=4),
+    ("output_gradient", 128): Blocks(rows=32, warps=4),
+    ("map_gradient", 128): Blocks(rows=64, hidden=32, warps=4, stages=3),
+    ("value_gradient", 128): Blocks(rows=64, warps=4),
     ("token_product", 128): Blocks(rows=32, warps=4, stages=4),
     ("query_gradient", 128): Blocks(rows=128, across=64, warps=8, stages=3),
     ("key_gradient", 128): Blocks(rows=64, across=64, warps=4),
     ("state", 64): Blocks(rows=64, hidden=64, warps=4, resident=True),
     ("merge", 64): Blocks(rows=64, hidden=64, warps=4),
     ("attend", 64): Blocks(rows=128, across=128, warps=8, stages=3),
-    ("feature_gradient", 64): Blocks(rows=64, hidden=32, warps=4),
-    ("input_gradient", 64): Blocks(rows=64, hidden=32, warps=4),
+    ("output_gradient", 64): Blocks(rows=64, warps=4),
+    ("map_gradient", 64): Blocks(rows=64, hidden=32, warps=4),
+    ("value_gradient", 64): Blocks(rows=64, warps=4),
     ("token_product", 64): Blocks(rows=64, warps=4, stages=3),
     ("query_gradient", 64): Blocks(rows=128, across=64, warps=8),
     ("key_gradient", 64): Blocks(rows=128, across=64, warps=8),
@@ -57,8 +60,9 @@ GENERIC: dict[Kernel, Blocks] = {
     "state": Blocks(rows=32, warps=8),
     "merge": Blocks(rows=32, warps=8, stages=1),
     "attend": Blocks(rows=32, across=64, warps=8),
-    "feature_gradient": Blocks(rows=32, warps=8, stages=1),
-    "input_gradient": Blocks(rows=64, warps=8, stages=1),
+    "output_gradient": Blocks(rows=32, warps=4),
+    "map_gradient": Blocks(rows=32, warps=8, stages=1),
+    "value_gradient": Blocks(rows=64, warps=8, stages=1),
     "token_product": Blocks(rows=32, warps=8, stages=1),
     "query_gradient": Blocks(rows=64, across=32, warps=8, stages=1),
     "key_gradient": Blocks(rows=64, across=32, warps=8, stages=1),

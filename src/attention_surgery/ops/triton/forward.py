@@ -57,11 +57,11 @@ def merge(
         q=plan.token_argument(q, cut.rows),
         o=plan.token_argument(softmax, cut.rows),
         softmax_mass=softmax_mass,
-        state=plan.matrix_argument(dense(state.to(q.dtype)), plan.d, plan.d),
+        state=plan.matrix_argument(dense(state.to(q.dtype)), plan.width, plan.d),
         mass=mass.contiguous(),
         w1=plan.matrix_argument(phi.w1, plan.d, cut.hidden),
         b1=phi.b1,
-        w2=plan.matrix_argument(phi.w2, cut.hidden, plan.d),
+        w2=plan.matrix_argument(phi.w2, cut.hidden, plan.width),
         b2=phi.b2,
         y=plan.token_argument(y, cut.rows),
         denominator=denominator,
@@ -71,6 +71,7 @@ def merge(
         **strides("q", q),
         **strides("o", softmax),
         SOFTMAX=o is not None,
+        WIDTH=plan.width,
         **plan.map_options(cut),
     )
     return y, denominator

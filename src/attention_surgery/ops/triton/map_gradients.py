@@ -3,105 +3,87 @@
 
 The query side, y = (o + r·φ S̄) / (m + r·φ z̄) with denominator n, ŷ = dy/n and t = dy·y/n: do = ŷ,
 dφ = r (ŷ S̄ᵀ - t z̄), dS̄ = r Σ φᵀ ŷ, dz̄ = -r Σ φ t. The key side, S̄ = mean φᵀ v and z̄ = mean φ:
-dφ = v dS̄ᵀ + dz̄ and dv = φ dS̄, both over n_L.
+dφ = (v dS̄ᵀ + dz̄) / n_L and dv = φ dS̄ / n_L. So both sides have dφ = g Sᵀ + c zᵀ: g = ŷ, c = -t, and S and z times r;
+or g = v, c = 1, and S and z over n_L.
 
-Three kernels, one after the other, on a few heads at a time: the first two leave a = silu(x W1 + b1), φ and the
-gradients of both layers' pre-activations in a work space (heads · padded tokens × P·D), the first layer's in place of
-φ once that has been used; the third multiplies them over the tokens.
+The first kernel makes ŷ and t. Then, a few heads at a time, the second makes the gradient of φ's input and leaves φ,
+a = silu(x W1 + b1) and the gradients of both layers' pre-activations in a work space (heads · padded tokens × P·D),
+from which the others take their products: dv, and those over the tokens.
 """
 
 import triton
 import triton.language as tl
 
-from .activations import power, power_grad, silu_grad, squareplus_and_grad
+from .activations import power, power_grad, silu_grad, squareplus, squareplus_grad
 from .tiles import embed, linear_tokens, load_matrix, load_rows, load_vector, store_matrix, store_rows
 
 
 @triton.jit
-def feature_gradient_kernel(
-    x, g, y, denominator, state, mass, w1, b1, w2, b2, table, scaled, delta, hidden, features, grad_output,
-    count, padded, N, H, first, ratio,
+def output_gradient_kernel(
+    dy, y, denominator, scaled, delta, N, H, stride_yb, stride_yn, stride_yh, BM: tl.constexpr, D: tl.constexpr
+):  # fmt: skip
+    """ŷ = dy/n (`scaled`) and t = dy·y/n (`delta`). Grid: (tiles of BM tokens, b · h)."""
+    bh = tl.program_id(1)
+    b = (bh // H).to(tl.int64)
+    h = bh % H
+    rows = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    mask = rows < N
+    out = (b * N * H + h) * D
+    vector = bh.to(tl.int64) * N + rows
+    g = load_rows(dy + b * stride_yb + h.to(tl.int64) * stride_yh, rows, stride_yn, mask, D).to(tl.float32)
+    g /= tl.load(denominator + vector, mask=mask, other=1.0)[:, None]
+    store_rows(scaled + out, rows, H * D, mask, g, D)
+    tl.store(delta + vector, tl.sum(g * load_rows(y + out, rows, H * D, mask, D).to(tl.float32), 1), mask=mask)
+
+
+@triton.jit
+def map_gradient_kernel(
+    x, g, delta, state, mass, w1, b1, w2, b2, table, dx, features, hidden, grad_output, grad_hidden,
+    count, padded, N, H, first, scale, zero,
     stride_xb, stride_xn, stride_xh, stride_gb, stride_gn, stride_gh, stride_table,
     QUERY: tl.constexpr, RATE: tl.constexpr, TABLE: tl.constexpr, WEIGHTS: tl.constexpr,
     BM: tl.constexpr, BJ: tl.constexpr, D: tl.constexpr, P: tl.constexpr, FAST: tl.constexpr, PREC: tl.constexpr,
     TMA: tl.constexpr,
 ):  # fmt: skip
-    """φ, and the gradient of the second layer's output, of one power for a tile of tokens. Grid: (tiles · P, heads).
+    """dx for a tile of tokens, and φ (`features`); a (`hidden`) and both layers' gradients if WEIGHTS.
 
-    Query side: g is dy, state and mass are S̄ and z̄; also stores ŷ (`scaled`) and t (`delta`). Key side: g is v, state
-    and mass are dS̄/n_L and dz̄/n_L. a (`hidden`) is stored if WEIGHTS. `first` is the first head (of b·h) of this round.
+    Grid: (tiles, heads); `first` is the first head (of b·h) of this round. `mass` is z before it is scaled. One power
+    after the other, for the registers' sake; so is a value of φ kept in the dtype of x until its slope is taken, and
+    `zero`, which is 0, has the rows of dx found anew at the end.
     """
     F: tl.constexpr = P * D
-    p = tl.program_id(0) % P
-    tile = tl.program_id(0) // P
     bh = first + tl.program_id(1)
     b = (bh // H).to(tl.int64)
     h = bh % H
     if TABLE:
         table += h * stride_table
-    token = tile * BM + tl.arange(0, BM)
+    token = tl.program_id(0) * BM + tl.arange(0, BM)
     mask = token < count
     rows = linear_tokens(token, mask, table, RATE, TABLE)
-    work = tl.program_id(1) * padded + tile * BM
+    work = tl.program_id(1) * padded + tl.program_id(0) * BM
 
+    xt = load_rows(x + b * stride_xb + h.to(tl.int64) * stride_xh, rows, stride_xn, mask, D)
     gt = load_rows(g + b * stride_gb + h.to(tl.int64) * stride_gh, rows, stride_gn, mask, D)
     if QUERY:
-        out = (b * N * H + h) * D
-        vector = bh.to(tl.int64) * N + rows
-        inverse = 1.0 / tl.load(denominator + vector, mask=mask, other=1.0)
-        t = tl.sum(gt.to(tl.float32) * load_rows(y + out, rows, H * D, mask, D).to(tl.float32), 1)
-        if p == 0:
-            store_rows(scaled + out, rows, H * D, mask, gt.to(tl.float32) * inverse[:, None], D)
-            tl.store(delta + vector, t * inverse, mask=mask)
-    xt = load_rows(x + b * stride_xb + h.to(tl.int64) * stride_xh, rows, stride_xn, mask, D)
-    u = embed(xt, w1, b1, w2, b2, h, p, hidden, work, 1, WEIGHTS, BM, D, P, BJ, FAST, PREC, TMA)
-    s = load_matrix(state, bh * F + p * D, 0, D, D, D, TMA)
-    df = tl.dot(gt, tl.trans(s), input_precision=PREC)
-    z = load_vector(mass, bh * F + p * D, D)[None, :]
-    if QUERY:
-        df = (ratio * inverse)[:, None] * (df - t[:, None] * z)
+        c = -scale * tl.load(delta + bh.to(tl.int64) * N + rows, mask=mask, other=0.0)
     else:
-        df = tl.where(mask[:, None], df + z, 0.0)
-    value, slope = squareplus_and_grad(u[0], FAST)
-    if p > 0:
-        slope *= power_grad(value, p + 1)
-    store_matrix(grad_output, work, p * D, (df * slope).to(xt.dtype), F, BM, D, TMA)
-    store_matrix(features, work, p * D, power(value, p + 1).to(xt.dtype), F, BM, D, TMA)
-
-
-@triton.jit
-def input_gradient_kernel(
-    x, state, w1, b1, w2, table, features, grad_output, dx, dv, grad_hidden, count, padded, N, H, first,
-    stride_xb, stride_xn, stride_xh, stride_table,
-    QUERY: tl.constexpr, RATE: tl.constexpr, TABLE: tl.constexpr, WEIGHTS: tl.constexpr,
-    BM: tl.constexpr, BJ: tl.constexpr, D: tl.constexpr, P: tl.constexpr, FAST: tl.constexpr, PREC: tl.constexpr,
-    TMA: tl.constexpr,
-):  # fmt: skip
-    """dx, and dv on the key side, for a tile of tokens; the first layer's gradient if WEIGHTS. Grid: (tiles, heads)."""
-    F: tl.constexpr = P * D
-    tile = tl.program_id(0)
-    bh = first + tl.program_id(1)
-    b = (bh // H).to(tl.int64)
-    h = bh % H
-    if TABLE:
-        table += h * stride_table
-    token = tile * BM + tl.arange(0, BM)
-    mask = token < count
-    rows = linear_tokens(token, mask, table, RATE, TABLE)
-    work = tl.program_id(1) * padded + tile * BM
-    out = (b * N * H + h) * D
-
-    if not QUERY:
-        acc = tl.zeros((BM, D), tl.float32)
-        for p in range(P):
-            f = load_matrix(features, work, p * D, F, BM, D, TMA)
-            s = load_matrix(state, bh * F + p * D, 0, D, D, D, TMA)
-            acc = tl.dot(f, s, acc, input_precision=PREC)
-        store_rows(dv + out, rows, H * D, mask, acc, D)
-    xt = load_rows(x + b * stride_xb + h.to(tl.int64) * stride_xh, rows, stride_xn, mask, D)
+        c = tl.where(mask, scale, 0.0)
     du = ()
     for p in tl.static_range(P):
-        du += (load_matrix(grad_output, work, p * D, F, BM, D, TMA),)
+        u = embed(xt, w1, b1, w2, b2, h, p, hidden, work, 1, D, WEIGHTS and p == 0, BM, D, P, BJ, FAST, PREC, TMA)
+        value = squareplus(u[0], FAST)
+        store_matrix(features, work, p * D, power(value, p + 1).to(xt.dtype), F, BM, D, TMA)
+        value = value.to(xt.dtype)
+        s = load_matrix(state, bh * F + p * D, 0, D, D, D, TMA)
+        z = load_vector(mass, bh * F + p * D, D)
+        df = tl.dot(gt, tl.trans(s), c[:, None] * z[None, :], input_precision=PREC)
+        slope = squareplus_grad(value.to(tl.float32), FAST)
+        if p > 0:
+            slope *= power_grad(value.to(tl.float32), p + 1)
+        du += ((df * slope).to(xt.dtype),)
+        if WEIGHTS:
+            store_matrix(grad_output, work, p * D, du[p], F, BM, D, TMA)
+
     acc = tl.zeros((BM, D), tl.float32)
     for j in range(0, F, BJ):
         w = load_matrix(w1, h * D, j, F, D, BJ, TMA)
@@ -114,7 +96,33 @@ def input_gradient_kernel(
         if WEIGHTS:
             store_matrix(grad_hidden, work, j, da, F, BM, BJ, TMA)
         acc = tl.dot(da, tl.trans(w), acc, input_precision=PREC)
-    store_rows(dx + out, rows, H * D, mask, acc, D)
+    token += zero
+    mask = token < count
+    rows = linear_tokens(token, mask, table, RATE, TABLE)
+    store_rows(dx + (b * N * H + h) * D, rows, H * D, mask, acc, D)
+
+
+@triton.jit
+def value_gradient_kernel(
+    features, state, table, dv, count, padded, N, H, first, stride_table,
+    RATE: tl.constexpr, TABLE: tl.constexpr, BM: tl.constexpr, D: tl.constexpr, F: tl.constexpr, PREC: tl.constexpr,
+    TMA: tl.constexpr,
+):  # fmt: skip
+    """dv = φ S for a tile of linear tokens, φ from the work space. Grid: (tiles, heads)."""
+    bh = first + tl.program_id(1)
+    b = (bh // H).to(tl.int64)
+    h = bh % H
+    if TABLE:
+        table += h * stride_table
+    token = tl.program_id(0) * BM + tl.arange(0, BM)
+    mask = token < count
+    rows = linear_tokens(token, mask, table, RATE, TABLE)
+    acc = tl.zeros((BM, D), tl.float32)
+    for j in range(0, F, D):
+        f = load_matrix(features, tl.program_id(1) * padded + tl.program_id(0) * BM, j, F, BM, D, TMA)
+        s = load_matrix(state, bh * F + j, 0, D, D, D, TMA)
+        acc = tl.dot(f, s, acc, input_precision=PREC)
+    store_rows(dv + (b * N * H + h) * D, rows, H * D, mask, acc, D)
 
 
 @triton.jit

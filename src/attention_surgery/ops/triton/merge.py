@@ -7,7 +7,7 @@ y = (m·o + r·φ_q S̄) / (m + r·φ_q z̄), with o the softmax part's output a
 import triton
 import triton.language as tl
 
-from .activations import power, squareplus
+from .activations import powers, squareplus
 from .tiles import embed, load_matrix, load_tile, load_vector, store_tile
 
 
@@ -15,12 +15,13 @@ from .tiles import embed, load_matrix, load_tile, load_vector, store_tile
 def merge_kernel(
     q, o, softmax_mass, state, mass, w1, b1, w2, b2, y, denominator, N, H, ratio,
     stride_qb, stride_qn, stride_qh, stride_ob, stride_on, stride_oh,
-    SOFTMAX: tl.constexpr, BM: tl.constexpr, BJ: tl.constexpr, D: tl.constexpr, P: tl.constexpr,
+    SOFTMAX: tl.constexpr, BM: tl.constexpr, BJ: tl.constexpr, D: tl.constexpr, P: tl.constexpr, WIDTH: tl.constexpr,
     FAST: tl.constexpr, PREC: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """One tile of y, and its denominator. Without SOFTMAX ("linear") m is 0; without `softmax_mass` (b h n) it is 1.
 
-    Grid: (tiles of BM tokens, b · h). `state` (b·h·P·D × D) is in the dtype of q, `mass` float32.
+    Features go by WIDTH at a time. Grid: (tiles of BM tokens, b · h). `state` (b·h·P·D × D) is in the dtype of q,
+    `mass` float32.
     """
     F: tl.constexpr = P * D
     start = tl.program_id(0) * BM
@@ -28,13 +29,13 @@ def merge_kernel(
     b = bh // H
     h = bh % H
     x = load_tile(q, b, h, start, N, stride_qb, stride_qn, stride_qh, BM, D, TMA)
-    u = embed(x, w1, b1, w2, b2, h, 0, None, 0, P, False, BM, D, P, BJ, FAST, PREC, TMA)
+    u = embed(x, w1, b1, w2, b2, h, 0, None, 0, F // WIDTH, WIDTH, False, BM, D, P, BJ, FAST, PREC, TMA)
     numerator = tl.zeros((BM, D), tl.float32)
     weight = tl.zeros((BM,), tl.float32)
-    for p in tl.static_range(P):
-        f = power(squareplus(u[p], FAST), p + 1)
-        weight += tl.sum(f * load_vector(mass, bh * F + p * D, D)[None, :], 1)
-        s = load_matrix(state, bh * F + p * D, 0, D, D, D, TMA)
+    for i in tl.static_range(F // WIDTH):
+        f = powers(squareplus(u[i], FAST), i * WIDTH // D + 1, WIDTH, D)
+        weight += tl.sum(f * load_vector(mass, bh * F + i * WIDTH, WIDTH)[None, :], 1)
+        s = load_matrix(state, bh * F + i * WIDTH, 0, D, WIDTH, D, TMA)
         numerator = tl.dot(f.to(x.dtype), s, numerator, input_precision=PREC)
     numerator *= ratio
     weight *= ratio

@@ -47,6 +47,11 @@ class Plan:
             self.arch, self.processors = _hardware(x.device)
 
     @property
+    def width(self) -> int:
+        """Features that go by at a time where a product runs over all of them: a tile's sides are powers of two."""
+        return self.f if self.f & (self.f - 1) == 0 else self.d
+
+    @property
     def precision(self) -> str:
         """How float32 products are taken: PyTorch's own setting decides whether TF32 alone will do."""
         if self.half or INTERPRETED:
@@ -69,12 +74,13 @@ class Plan:
     def blocks(self, kernel: Kernel) -> Blocks:
         return blocks_of(kernel, head_dim=self.d, degree=self.p, dtype=self.dtype, arch=self.arch)
 
+    def launch(self, cut: Blocks) -> dict[str, Any]:
+        """Warps of a kernel, depth of its pipeline, limit of its registers."""
+        return {"num_warps": cut.warps, "num_stages": cut.stages, "maxnreg": cut.registers}
+
     def options(self, cut: Blocks) -> dict[str, Any]:
-        """Constants that every kernel takes, and its warps and pipeline depth."""
-        return {
-            "BM": cut.rows, "D": self.d, "PREC": self.precision, "TMA": self.copy_engine,
-            "num_warps": cut.warps, "num_stages": cut.stages, "maxnreg": cut.registers,
-        }  # fmt: skip
+        """`launch`, and the constants of the kernels that compute products."""
+        return {"BM": cut.rows, "D": self.d, "PREC": self.precision, "TMA": self.copy_engine} | self.launch(cut)
 
     def map_options(self, cut: Blocks) -> dict[str, Any]:
         """`options` and the constants of the kernels that compute φ."""

@@ -103,30 +103,30 @@ def load_vector(ptr, start, N: tl.constexpr):
 @triton.jit
 def embed(
     x, w1, b1, w2, b2, head, first, kept, row,
-    COUNT: tl.constexpr, KEEP: tl.constexpr, BM: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BJ: tl.constexpr,
-    FAST: tl.constexpr, PREC: tl.constexpr, TMA: tl.constexpr,
+    COUNT: tl.constexpr, WIDTH: tl.constexpr, KEEP: tl.constexpr, BM: tl.constexpr, D: tl.constexpr, P: tl.constexpr,
+    BJ: tl.constexpr, FAST: tl.constexpr, PREC: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """Slices first … first + COUNT - 1 of ψ before the last activation, for a tile x: accumulators of BM × D.
+    """COUNT times WIDTH columns of ψ, from first·WIDTH on, before the last activation: accumulators of BM × WIDTH.
 
     The hidden layer goes by in chunks of BJ units, as keys and values do in attention, and is stored from `row` of
     `kept` (… × P·D) if KEEP. w1 (h·D × P·D), w2 (h·P·D × P·D) and `kept` are stacks of matrices, b1 and b2 h × P·D.
-    A chunk's first product is asked for before the second of the chunk before, which then runs beside its activation.
+
+    The products stand in this order for a reason: Triton leaves the second in flight, its left operand in registers,
+    and relies on the wait behind the first of the next chunk. An activation before that wait overwrites them.
     """
     F: tl.constexpr = P * D
     u = ()
     for i in tl.static_range(COUNT):
-        u += (tl.zeros((BM, D), tl.float32) + load_vector(b2, head * F + (first + i) * D, D)[None, :],)
-    h = tl.dot(x, load_matrix(w1, head * D, 0, F, D, BJ, TMA), input_precision=PREC)
+        u += (tl.zeros((BM, WIDTH), tl.float32) + load_vector(b2, head * F + (first + i) * WIDTH, WIDTH)[None, :],)
     for j in range(0, F, BJ):
-        a = silu(h + load_vector(b1, head * F + j, BJ)[None, :], FAST).to(x.dtype)
-        w = load_matrix(w1, head * D, tl.minimum(j + BJ, F - BJ), F, D, BJ, TMA)
-        h = tl.dot(x, w, input_precision=PREC)
+        w = load_matrix(w1, head * D, j, F, D, BJ, TMA)
+        a = tl.dot(x, w, input_precision=PREC) + load_vector(b1, head * F + j, BJ)[None, :]
+        a = silu(a, FAST).to(x.dtype)
         if KEEP:
-            if first == 0:
-                store_matrix(kept, row, j, a, F, BM, BJ, TMA)
+            store_matrix(kept, row, j, a, F, BM, BJ, TMA)
         added = ()
         for i in tl.static_range(COUNT):
-            w = load_matrix(w2, head * F + j, (first + i) * D, F, BJ, D, TMA)
+            w = load_matrix(w2, head * F + j, (first + i) * WIDTH, F, BJ, WIDTH, TMA)
             added += (tl.dot(a, w, u[i], input_precision=PREC),)
         u = added
     return u
