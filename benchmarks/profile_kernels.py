@@ -1,12 +1,13 @@
-"""Where the operator's time goes on a GPU: kernels of a forward and a training step, work space, and the host's part.
+"""Where the operator's time goes on a GPU: kernels of a forward and a training step, work space, and whole times.
 
     python benchmarks/profile_kernels.py
 
-Wan2.1 1.3B at 81×480×832 (32,760 tokens, 12 heads × 128, bfloat16, maps in float32), normalizer `mean` but where it
-says `max`. Work spaces are set as (bytes, tensors of tokens); a time is the median of 7, of two steps each.
+Wan2.1 1.3B at 81×480×832 (32,760 tokens, 12 heads × 128, bfloat16, maps in float32). Every result is first set beside
+the PyTorch path's, at that size. A kernel's time is its sum over one call, in microseconds; a whole time is the median
+of five turns that nobody waits for.
 """
 
-import time
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -15,97 +16,95 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
 
-from attention_surgery.layers.feature_map import FeatureMap
+from attention_surgery import FeatureMap, hybrid_attention
 from attention_surgery.ops.triton import backward
-from attention_surgery.ops.triton.path import hybrid_attention
 
 TOKENS, HEADS, HEAD_DIM = 32_760, 12, 128
-WORKSPACES = ((2**28, 3), (2**27, 2), (2**27, 1), (2**26, 0), (2**25, 0), (2**28, 3))
+KERNELS = (
+    "state_kernel", "merge_kernel", "attend_kernel", "output_gradient", "map_gradient", "value_gradient",
+    "token_product", "cudnn", "reduce_kernel", "elementwise",
+)  # fmt: skip
+WORKSPACES = (2.1, 3.1, 4.2, 8.3)
+"""Tensors of tokens."""
 
 
-def inputs(tokens: int, *, gradients: bool) -> list[Tensor]:
-    """q, k and v."""
-    size = (1, tokens, HEADS, HEAD_DIM)
-    return [torch.randn(size, device="cuda", dtype=torch.bfloat16, requires_grad=gradients) for _ in range(3)]
-
-
-def median(step: Callable[[], Any], count: int) -> float:
-    """Milliseconds of one step, as a program that does not wait for each sees it."""
-    step()
-    torch.cuda.synchronize()
+def milliseconds(step: Callable[[], Any], count: int) -> float:
+    """Of one step among `count` in a row, all of them asked for while the device still sleeps."""
     times = []
-    for _ in range(count):
+    for _ in range(6):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(20_000_000)
         begin.record()
-        step()
-        step()
+        for _ in range(count):
+            step()
         end.record()
         torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end) / 2)
-    return sorted(times)[count // 2]
+        times.append(begin.elapsed_time(end) / count)
+    return statistics.median(times[1:])
 
 
-def show_kernels(name: str, step: Callable[[], Any], rows: int = 25) -> None:
-    """Microseconds and launches of each kernel in one step."""
+def describe_kernels(step: Callable[[], Any], calls: int = 6) -> str:
+    """Microseconds of each kind of kernel in one step, and of all."""
     for _ in range(3):
         step()
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        for _ in range(5):
+        for _ in range(calls):
             step()
         torch.cuda.synchronize()
-    events = sorted(profiler.key_averages(), key=lambda event: -event.self_device_time_total)
-    print("==", name)
-    for event in events[:rows]:
-        print(f"{event.self_device_time_total / 5:9.1f} us {event.count / 5:5.1f}x {event.key[:110]}")
-    print("total us", sum(event.self_device_time_total for event in events) / 5)
+    times = {event.key: event.self_device_time_total / calls for event in profiler.key_averages()}
+    sums = {name: sum(time for key, time in times.items() if name in key) for name in KERNELS}
+    return " ".join(f"{name}={time:.0f}" for name, time in sums.items()) + f" all={sum(times.values()):.0f} us"
 
 
 def main() -> None:
     torch.manual_seed(0)
+    q, k, v, dy = (
+        torch.randn(1, TOKENS, HEADS, HEAD_DIM, device="cuda", dtype=torch.bfloat16) for _ in range(4)
+    )  # fmt: skip
     phi_q, phi_k = (FeatureMap(HEADS, HEAD_DIM).cuda() for _ in range(2))
+    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
     parameters = [*phi_q.parameters(), *phi_k.parameters()]
-    q, k, v = inputs(TOKENS, gradients=True)
-    gradient = torch.randn_like(q)
 
-    def hybrid(rate: int, normalizer: Any = "mean") -> Tensor:
-        return hybrid_attention(q, k, v, phi_q, phi_k, rate=rate, normalizer=normalizer, attention_backend="native")
+    def forward(rate: int, normalizer: Any = "mean", backend: Any = "triton") -> Tensor:
+        options = {"rate": rate, "normalizer": normalizer, "backend": backend, "attention_backend": "native"}
+        return hybrid_attention(*leaves, phi_q, phi_k, **options)
+
+    def bare(rate: int) -> Tensor:
+        with torch.no_grad():
+            return forward(rate)
+
+    def both(rate: int, normalizer: Any = "mean", backend: Any = "triton") -> list[Tensor]:
+        y = forward(rate, normalizer, backend)
+        return [y.detach(), *torch.autograd.grad(y, [*leaves, *parameters], dy)]
 
     def dense() -> Tensor:
-        return scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+        return scaled_dot_product_attention(*(x.transpose(1, 2) for x in leaves)).transpose(1, 2)
 
-    def train(forward: Callable[[], Tensor]) -> Callable[[], Any]:
-        return lambda: torch.autograd.grad(forward(), (q, k, v, *parameters), gradient, allow_unused=True)
-
-    print("dense f+b", median(train(dense), 5))
-    default = backward.WORKSPACE_BYTES, backward.WORKSPACE_TENSORS
-    for rate in (2, 8):
-        for size, tensors in WORKSPACES:
-            backward.WORKSPACE_BYTES, backward.WORKSPACE_TENSORS = size, tensors
-            torch.cuda.reset_peak_memory_stats()
-            base = torch.cuda.memory_allocated()
-            taken = median(train(lambda rate=rate: hybrid(rate)), 7)
-            peak = (torch.cuda.max_memory_allocated() - base) / 2**20
-            print(f"R={rate} workspace {size / 2**20:.0f} MiB/{tensors} tensors: {taken:.3f} ms, peak +{peak:.0f} MiB")
-    backward.WORKSPACE_BYTES, backward.WORKSPACE_TENSORS = default
-
+    print(torch.cuda.get_device_name(), "torch", torch.__version__, "cuDNN", torch.backends.cudnn.version())
+    for normalizer in ("mean", "max"):
+        pairs = zip(both(8, normalizer), both(8, normalizer, "eager"), strict=True)
+        errors = [float((ours.float() - theirs.float()).norm() / theirs.float().norm()) for ours, theirs in pairs]
+        print(normalizer, "beside the PyTorch path:", *(f"{error:.4f}" for error in errors))
+    print("forward R=8:", describe_kernels(lambda: bare(8)))
+    print("forward + backward R=8:", describe_kernels(lambda: both(8)))
     with torch.no_grad():
-        show_kernels("fwd R=8", lambda: hybrid(8))
-        show_kernels("fwd R=2", lambda: hybrid(2))
-        show_kernels("fwd max R=8", lambda: hybrid(8, "max"))
-    show_kernels("f+b R=8", train(lambda: hybrid(8)))
-    show_kernels("f+b R=2", train(lambda: hybrid(2)))
-
-    q, k, v = inputs(1024, gradients=False)
-    with torch.no_grad():
-        for _ in range(20):
-            hybrid(8)
+        whole = milliseconds(dense, 6)
+    trained = milliseconds(lambda: torch.autograd.grad(dense(), leaves, dy), 3)
+    for rate in (2, 4, 8):
+        hybrid, step = milliseconds(lambda r=rate: bare(r), 10), milliseconds(lambda r=rate: both(r), 5)
+        print(f"R={rate}: forward {hybrid:.3f} ms of {whole:.2f}, forward + backward {step:.3f} ms of {trained:.2f}")
+    default = backward.WORKSPACE_TENSORS
+    for tensors in WORKSPACES:
+        backward.WORKSPACE_TENSORS = tensors
+        both(8)
         torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(200):
-            hybrid(8)
-        torch.cuda.synchronize()
-        print("host us per op", (time.perf_counter() - start) / 200 * 1e6)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        both(8)
+        peak = (torch.cuda.max_memory_allocated() - before) / 2**20
+        print(f"work space of {tensors} tensors: {milliseconds(lambda: both(8), 5):.3f} ms, peak +{peak:.0f} MiB")
+    backward.WORKSPACE_TENSORS = default
 
 
 if __name__ == "__main__":

@@ -40,8 +40,7 @@ CANDIDATES: dict[str, list[Blocks]] = {
     "merge": [
         Blocks(rows=r, hidden=j, warps=w, stages=s)
         for r, j, w, s in [
-            (64, 32, 4, 3), (64, 32, 4, 2), (128, 32, 8, 3), (128, 32, 8, 2), (128, 32, 8, 4), (128, 64, 8, 2),
-            (128, 64, 8, 3), (128, 16, 8, 4),
+            (64, 64, 4, 2), (64, 32, 4, 3), (64, 32, 4, 2), (128, 32, 8, 3), (128, 64, 8, 2), (128, 64, 8, 3),
         ]
     ],
     "attend": [
@@ -52,14 +51,12 @@ CANDIDATES: dict[str, list[Blocks]] = {
             (128, 32, 4, 3, None), (256, 32, 8, 3, None), (256, 64, 16, 2, None),
         ]
     ],
-    "feature_gradient": [
+    "output_gradient": [Blocks(rows=r, warps=w) for r, w in [(32, 4), (64, 4), (64, 8)]],
+    "map_gradient": [
         Blocks(rows=r, hidden=j, warps=w, stages=s)
-        for r, j, w, s in [(64, 32, 4, 2), (64, 32, 4, 3), (64, 64, 4, 2), (64, 32, 8, 2), (128, 32, 8, 2)]
+        for r, j, w, s in [(64, 32, 4, 3), (64, 32, 4, 2), (64, 16, 4, 3), (64, 64, 4, 2), (128, 32, 8, 2)]
     ],
-    "input_gradient": [
-        Blocks(rows=r, hidden=j, warps=w, stages=s)
-        for r, j, w, s in [(64, 32, 4, 2), (64, 32, 4, 3), (64, 64, 4, 2), (64, 32, 8, 3), (128, 32, 8, 3)]
-    ],
+    "value_gradient": [Blocks(rows=r, warps=w) for r, w in [(64, 4), (128, 8), (64, 8)]],
     "token_product": [
         Blocks(rows=r, warps=w, stages=s)
         for r, w, s in [(64, 8, 2), (64, 8, 3), (64, 4, 2), (64, 4, 3), (32, 4, 4), (32, 8, 4), (32, 8, 3)]
@@ -233,16 +230,19 @@ def make_pieces(options: argparse.Namespace) -> dict[str, Callable[[], object]]:
     def attend_gradients() -> object:
         return backward.attend_gradients(q, k_soft, v_soft, scaled, delta, top, linear_grad)
 
+    def state_gradients() -> object:
+        return backward.state_gradients(state, mass, None, k, v, map_k, None, rate, True)
+
     return {
         "state": lambda: forward.linear_state(k, v, map_k, None, rate),
         "merge": lambda: forward.merge(q, o, state, mass, map_q, mean),
         "attend": lambda: forward.attend(q, k_soft, v_soft),
-        "feature_gradient": merge_gradients,
-        "input_gradient": merge_gradients,
+        "output_gradient": merge_gradients,
+        "map_gradient": merge_gradients,
+        "value_gradient": state_gradients,
         "token_product": merge_gradients,
         "query_gradient": attend_gradients,
         "key_gradient": attend_gradients,
-        "state gradients": lambda: backward.state_gradients(state, mass, None, k, v, map_k, None, rate, True),
         "merge gradients, no weights": lambda: merge_gradients(False),
     }
 
@@ -286,18 +286,6 @@ def measure(options: argparse.Namespace, rows: list[dict], began: float) -> None
     pieces = make_pieces(options)
     for name, piece in pieces.items():
         note("piece", name, milliseconds(piece, 6))
-    for size in (26, 27, 28, 30):
-        backward.WORKSPACE_BYTES = 2**size
-        note("workspace", f"merge gradients 2^{size}", milliseconds(pieces["feature_gradient"], 6))
-    backward.WORKSPACE_BYTES = 2**28
-
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        for name in ("feature_gradient", "state", "merge", "query_gradient", "state gradients"):
-            pieces[name]()
-        torch.cuda.synchronize()
-    for event in sorted(profile.key_averages(), key=lambda e: -e.device_time_total)[:14]:
-        note("profile", f"{event.key[:60]} x{event.count}", event.device_time_total / 1000)
-
     strides: list[tuple[Rate, Normalizer, Pattern]] = [(r, m, "stride") for r in (2, 4, 8) for m in ("mean", "max")]
     hybrids("hybrid", [*strides, ("linear", "mean", "stride"), (8, "mean", "staggered")])
     for kernel in options.only:
