@@ -14,9 +14,10 @@ KERNELS = {
     "value_gradient_kernel", "token_product_kernel", "query_gradient_kernel", "key_gradient_kernel",
 }  # fmt: skip
 
-SPILLED = {"map_gradient_kernel": 96}
-"""Bytes of stack allowed: addresses in shared memory that the ptxas of Triton 3.9 takes out of loops, and that of 3.6
-does not. The two kernels that this one stands for have none, and take a fifth longer (docs/log.md)."""
+SPILLED = {"map_gradient_kernel": 96, "merge_kernel": 48}
+"""Bytes of stack allowed at head dim 128, mostly addresses in shared memory that ptxas takes out of loops: up to 88 in
+the first with Triton 3.7 to 3.9, 48 and 8 in the second with 3.7 and 3.8, none with 3.6, with which they were timed. The
+two kernels in place of the first that spill nothing take a fifth longer (docs/log.md)."""
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
@@ -26,7 +27,7 @@ def test_tuned_blocks_compile_without_spills(arch: int, head_dim: int) -> None:
     assert {kernel.name for kernel in compiled} == KERNELS
     for kernel in compiled:
         spilled = f"{kernel.name} spills {kernel.stack} bytes ({kernel.registers} registers)"
-        assert kernel.stack <= SPILLED.get(kernel.name, 0), spilled
+        assert kernel.stack <= (SPILLED.get(kernel.name, 0) if (arch, head_dim) == (90, 128) else 0), spilled
         assert kernel.shared <= SHARED_MEMORY[arch], f"{kernel.name} needs {kernel.shared} bytes of shared memory"
         if arch == 90 and kernel.name != "output_gradient_kernel":  # which has no products
             assert "wgmma.mma_async" in kernel.ptx, f"{kernel.name} does not use the warp-group matrix unit"
