@@ -24,13 +24,14 @@ SHARED_MEMORY = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}
 
 @dataclass(frozen=True)
 class Compiled:
-    """Resources of one kernel: spilled bytes of stack, shared memory, and its PTX."""
+    """Resources of one kernel: spilled bytes of stack, shared memory; its PTX and machine code."""
 
     name: str
     registers: int
     stack: int
     shared: int
     ptx: str
+    sass: str
 
 
 class _Recorder:
@@ -58,10 +59,12 @@ class _Recorder:
             target=GPUTarget("cuda", self.arch, 32),
             options={"num_warps": num_warps, "num_stages": num_stages, "maxnreg": maxnreg},
         )
-        registers, stack = _resources(compiled.asm["cubin"])
+        cubin, shared = compiled.asm["cubin"], compiled.metadata.shared
+        registers, stack = _resources(cubin)
+        sass = _inspect(cubin, "--dump-sass")
         self.results.append(
-            Compiled(self.kernel.__name__, registers, stack, compiled.metadata.shared, compiled.asm["ptx"])
-        )
+            Compiled(self.kernel.__name__, registers, stack, shared, compiled.asm["ptx"], sass)
+        )  # fmt: skip
 
 
 def _type(value: object) -> str:
@@ -75,17 +78,62 @@ def _type(value: object) -> str:
     return "fp32"
 
 
-def _resources(cubin: bytes) -> tuple[int, int]:
-    """Registers per thread and bytes of stack, which these kernels use for nothing but spills."""
+def _inspect(cubin: bytes, option: str) -> str:
+    """What NVIDIA's cuobjdump, which Triton brings, says of a binary."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(tool), "--dump-resource-usage", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return subprocess.run([str(tool), option, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    """Registers per thread and bytes of stack, which these kernels use for nothing but spills."""
+    text = _inspect(cubin, "--dump-resource-usage")
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
     assert found, text
     return int(found[1]), int(found[2]) + int(found[3])
+
+
+def overwritten_in_flight(sass: str) -> list[str]:
+    """Instructions of sm_90 that write a register while a matrix product that reads it may still be under way.
+
+    A product (HGMMA) whose left operand is in registers reads them until a DEPBAR waits for it. The code is walked as it
+    stands, and every loop twice, so that the end of one pass meets the beginning of the next.
+    """
+    code = [(int(address, 16), text.strip()) for address, text in re.findall(r"/\*([0-9a-f]{4,})\*/ +([^;]+);", sass)]
+    place = {address: index for index, (address, _) in enumerate(code)}
+    walks = [code]
+    for index, (_, text) in enumerate(code):
+        jump = re.search(r"\bBRA\S* .*?0x([0-9a-f]+)", text)
+        if jump and place.get(int(jump[1], 16), len(code)) < index:
+            walks.append(2 * code[place[int(jump[1], 16)] : index + 1])
+    faults = {}
+    for walk in walks:
+        groups: list[set[int]] = []
+        group: set[int] = set()
+        for address, text in walk:
+            text = re.sub(r"^@!?U?P\w+ +", "", text)
+            wait = re.match(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x([0-9a-f]+)", text)
+            if text.startswith("HGMMA"):
+                operand = re.match(r"HGMMA\S* R\d+, R(\d+),", text)
+                group |= set(range(int(operand[1]), int(operand[1]) + 4)) if operand else set()
+                if "gsb0" in text:
+                    groups, group = [*groups, group], set()
+            elif wait:
+                groups = groups[len(groups) - int(wait[1], 16) :] if int(wait[1], 16) else []
+            elif _written(text) & group.union(*groups):
+                faults[address] = f"{address:#x} {text}"
+    return list(faults.values())
+
+
+def _written(text: str) -> set[int]:
+    """Registers that an instruction writes, other than those of a matrix product."""
+    found = re.match(r"([A-Z0-9_.]+) R(\d+)\b", text)
+    if not found or found[1].startswith(("ST", "RED", "ATOM", "SYNCS")):
+        return set()
+    four, two = re.search(r"\.128\b|\.M88\.4\b", found[1]), re.search(r"\.64\b|\.WIDE\b|\.M88\.2\b", found[1])
+    return set(range(int(found[2]), int(found[2]) + (4 if four else 2 if two else 1)))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation at the block sizes in use: no spills, room in shared memory, Hopper's matrix unit."""
+"""Ahead-of-time compilation at the block sizes in use: spills, shared memory, Hopper's matrix unit, races."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ triton = pytest.importorskip("triton")
 if triton.knobs.runtime.interpret:
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-from ahead_of_time import SHARED_MEMORY, compile_all  # noqa: E402
+from ahead_of_time import SHARED_MEMORY, compile_all, overwritten_in_flight  # noqa: E402
 
 KERNELS = {
     "state_kernel", "merge_kernel", "attend_kernel", "output_gradient_kernel", "map_gradient_kernel",
@@ -15,9 +15,9 @@ KERNELS = {
 }  # fmt: skip
 
 SPILLED = {"map_gradient_kernel": 96, "merge_kernel": 48}
-"""Bytes of stack allowed at head dim 128, mostly addresses in shared memory that ptxas takes out of loops: up to 88 in
-the first with Triton 3.7 to 3.9, 48 and 8 in the second with 3.7 and 3.8, none with 3.6, with which they were timed. The
-two kernels in place of the first that spill nothing take a fifth longer (docs/log.md)."""
+"""Bytes of stack allowed at head dim 128, mostly addresses in shared memory that ptxas takes out of loops: 88 in the first
+with Triton 3.9, 48 and 8 in the second with 3.7 and 3.8, none with 3.6, with which they were timed. Two kernels in place
+of the first that spill nothing take a fifth longer (docs/log.md)."""
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
@@ -31,6 +31,8 @@ def test_tuned_blocks_compile_without_spills(arch: int, head_dim: int) -> None:
         assert kernel.shared <= SHARED_MEMORY[arch], f"{kernel.name} needs {kernel.shared} bytes of shared memory"
         if arch == 90 and kernel.name != "output_gradient_kernel":  # which has no products
             assert "wgmma.mma_async" in kernel.ptx, f"{kernel.name} does not use the warp-group matrix unit"
+        faults = overwritten_in_flight(kernel.sass)
+        assert not faults, f"{kernel.name} overwrites operands in flight: {faults}"
 
 
 @pytest.mark.parametrize(
@@ -46,3 +48,18 @@ def test_tuned_blocks_compile_without_spills(arch: int, head_dim: int) -> None:
 def test_other_arguments_fit_the_device(arch: int, head_dim: int, degree: int, dtype: torch.dtype, table: bool) -> None:
     for kernel in compile_all(arch, head_dim, degree=degree, dtype=dtype, table=table):
         assert kernel.shared <= SHARED_MEMORY[arch], f"{kernel.name} needs {kernel.shared} bytes of shared memory"
+        assert not overwritten_in_flight(kernel.sass), kernel.name
+
+
+def test_an_operand_overwritten_in_flight_is_found() -> None:
+    """A loop that makes the next operand before it waits for the product of the last one, and one that waits first."""
+    product = "/*{:04x}*/ HGMMA.64x128x16.F32.BF16 R24, R88, gdesc[UR8].tnspB, R24, gsb0 ;"
+    operand = "/*{:04x}*/ F2FP.BF16.F32.PACK_AB R91, R12, R13 ;"
+    wait, again = "/*{:04x}*/ WARPGROUP.DEPBAR.LE gsb0, 0x0 ;", "/*{:04x}*/ @P0 BRA 0x10 ;"
+
+    def code(*lines: str) -> str:
+        return "\n".join(line.format(16 * (i + 1)) for i, line in enumerate(lines))
+
+    assert overwritten_in_flight(code(operand, wait, product, again)) == ["0x10 F2FP.BF16.F32.PACK_AB R91, R12, R13"]
+    assert overwritten_in_flight(code(wait, operand, product, again)) == []
+    assert overwritten_in_flight(code(product, operand, wait)) == ["0x20 F2FP.BF16.F32.PACK_AB R91, R12, R13"]
