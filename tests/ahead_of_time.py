@@ -98,8 +98,8 @@ def _resources(cubin: bytes) -> tuple[int, int]:
 def overwritten_in_flight(sass: str) -> list[str]:
     """Instructions of sm_90 that write a register while a matrix product that reads it may still be under way.
 
-    A product (HGMMA) whose left operand is in registers reads them until a DEPBAR waits for it. The code is walked as it
-    stands, and every loop twice, so that the end of one pass meets the beginning of the next.
+    A product (HGMMA) whose left operand is in registers reads them until a DEPBAR waits for it. The code is walked as
+    it stands, and every loop twice, so that the end of one pass meets the beginning of the next.
     """
     code = [(int(address, 16), text.strip()) for address, text in re.findall(r"/\*([0-9a-f]{4,})\*/ +([^;]+);", sass)]
     place = {address: index for index, (address, _) in enumerate(code)}
