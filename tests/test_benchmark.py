@@ -253,6 +253,41 @@ def test_a_wrong_gradient_is_wrong_too(tmp_path, monkeypatch):
     assert next(row for row in rows if row.rate == "4").status == "wrong"
 
 
+@pytest.mark.parametrize("fault", ["a row is not a number", "a gradient is off", "none"])
+def test_kernels_are_checked_at_the_size_that_is_timed_too(fault, tmp_path, monkeypatch):
+    honest = workloads.hybrid_attention
+
+    def kernels(q, k, v, *arguments, backend, **options):
+        if backend == "triton" and q.shape[1] == TINY.tokens and fault == "a gradient is off":
+            v = v.detach() + 1.001 * (v - v.detach())
+        y = honest(q, k, v, *arguments, backend="eager", **options)
+        if backend == "triton" and q.shape[1] == TINY.tokens and fault == "a row is not a number":
+            y = torch.cat([y[:, :-1], y[:, -1:] * math.nan], dim=1)
+        return y
+
+    monkeypatch.setattr(workloads, "hybrid_attention", kernels)
+    rows, _ = run(tmp_path, case(variants=(DENSE, dataclasses.replace(HYBRID, backend="triton"))))
+    found = next(row for row in rows if row.rate == "4")
+    assert found.status == ("measured" if fault == "none" else "wrong")
+    named = {"a row is not a number": "y is nan", "a gradient is off": "dv is 0.001", "none": ""}[fault]
+    assert found.note.startswith(named)
+    if fault != "none":
+        assert f"the PyTorch path's at {TINY.tokens} tokens" in found.note and found.p50_ms is None
+
+
+def test_a_model_whose_output_is_not_finite_is_never_timed(tmp_path, monkeypatch):
+    honest = workloads.hybrid_attention
+
+    def broken(q, *arguments, **options):
+        y = honest(q, *arguments, **options)
+        return y * math.nan if q.shape[1] == TINY.tokens else y
+
+    monkeypatch.setattr("attention_surgery.layers.processor.hybrid_attention", broken)
+    rows, _ = run(tmp_path, case("block", variants=(HYBRID,)))
+    found = next(row for row in rows if row.rate == "4")
+    assert (found.status, found.note, found.p50_ms) == ("wrong", "the output is not finite", None)
+
+
 def test_what_breaks_is_named_and_the_rest_goes_on(tmp_path, monkeypatch):
     honest = workloads.hybrid_attention
 

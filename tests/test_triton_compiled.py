@@ -14,10 +14,10 @@ KERNELS = {
     "value_gradient_kernel", "token_product_kernel", "query_gradient_kernel", "key_gradient_kernel",
 }  # fmt: skip
 
-SPILLED = {"map_gradient_kernel": 96, "merge_kernel": 48}
-"""Bytes of stack allowed at head dim 128, mostly addresses in shared memory that ptxas takes out of loops: up to 88 in
-the first with Triton 3.7 to 3.9, 48 and 8 in the second with 3.7 and 3.8. With 3.6, with which they were timed, there
-are none. Two kernels in place of the first that spill nothing take a fifth longer (docs/log.md)."""
+SPILLED = {"map_gradient_kernel": 96}
+"""Bytes of stack allowed at head dim 128, mostly addresses in shared memory that ptxas takes out of loops: up to 88
+with Triton 3.7 to 3.9, none with 3.6, with which it was timed. The two kernels that it stands for spill nothing, and
+take a fifth longer (docs/log.md)."""
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])

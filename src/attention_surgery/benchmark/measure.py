@@ -117,7 +117,7 @@ def _try_at_size(case: Case, variant: Variant, call: Callable[[], object], place
         _log.warning("%s: %s does not run", case.name, variant.name, exc_info=error)
         return "does not run", describe_error(error)
     output = result[0] if isinstance(result, tuple) else result
-    if isinstance(output, torch.Tensor) and not output.isfinite().all():
+    if wrong is None and isinstance(output, torch.Tensor) and not output.isfinite().all():
         wrong = "the output is not finite"
     return ("wrong", wrong) if wrong else ("measured", "")
 

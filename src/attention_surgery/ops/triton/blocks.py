@@ -36,7 +36,7 @@ class Blocks:
 
 HOPPER: dict[tuple[Kernel, int], Blocks] = {
     ("state", 128): Blocks(rows=64, hidden=128, warps=8, resident=True),
-    ("merge", 128): Blocks(rows=64, hidden=64, warps=4),
+    ("merge", 128): Blocks(rows=64, hidden=32, warps=4, stages=3),
     ("attend", 128): Blocks(rows=128, across=128, warps=8, stages=3),
     ("output_gradient", 128): Blocks(rows=32, warps=4),
     ("map_gradient", 128): Blocks(rows=64, hidden=32, warps=4, stages=3),
