@@ -24,12 +24,13 @@ SHARED_MEMORY = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}
 
 @dataclass(frozen=True)
 class Compiled:
-    """Resources of one kernel: spilled bytes of stack, shared memory; its PTX and machine code."""
+    """Resources of one kernel: spilled bytes of stack, shared memory; its layouts (TTGIR), PTX and machine code."""
 
     name: str
     registers: int
     stack: int
     shared: int
+    ttgir: str
     ptx: str
     sass: str
 
@@ -62,9 +63,8 @@ class _Recorder:
         cubin, shared = compiled.asm["cubin"], compiled.metadata.shared
         registers, stack = _resources(cubin)
         sass = _inspect(cubin, "--dump-sass")
-        self.results.append(
-            Compiled(self.kernel.__name__, registers, stack, shared, compiled.asm["ptx"], sass)
-        )  # fmt: skip
+        text = (compiled.asm[stage] for stage in ("ttgir", "ptx"))
+        self.results.append(Compiled(self.kernel.__name__, registers, stack, shared, *text, sass))
 
 
 def _type(value: object) -> str:
@@ -93,6 +93,18 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
     assert found, text
     return int(found[1]), int(found[2]) + int(found[3])
+
+
+def idle_warps(ttgir: str) -> list[str]:
+    """Products of Hopper's matrix unit that are spread over more warps than the result has rows for (16 each).
+
+    The warps beyond repeat the rows. Triton 3.6 then gives wrong results, or reads memory that is not there, where such
+    a layout is converted to another: seen with float32 operands, whose three products get layouts of their own.
+    """
+    layout = r"^(#mma\d*) = #ttg\.nvidia_mma<\{versionMajor = 3.*?warpsPerCTA = \[(\d+)"
+    warps = {name: int(count) for name, count in re.findall(layout, ttgir, re.M)}
+    results = re.findall(r"ttng\.warp_group_dot .*-> (tensor<(\d+)x\d+x\w+, (#mma\d*)>)", ttgir)
+    return [result for result, rows, name in results if 16 * warps[name] > int(rows)]
 
 
 def overwritten_in_flight(sass: str) -> list[str]:
@@ -167,7 +179,7 @@ def compile_all(
         forward.merge(q, q, state, mass, phi, 0.1)
         forward.merge(q, q, state, mass, phi, 0.1, rows)
         forward.attend(q, k[:, ::rate], v[:, ::rate])
-        backward.state_gradients(state, mass, None, k, v, phi, positions, rate, True)
+        backward.state_gradients(state, mass, (k[:, ::rate], v[:, ::rate]), k, v, phi, positions, rate, True)
         backward.merge_gradients(q, q, rows, q, state, mass, phi, 0.1, True)
         backward.attend_gradients(q, k[:, ::rate], v[:, ::rate], q, rows, rows, q)
     return results

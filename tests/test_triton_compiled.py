@@ -7,12 +7,15 @@ triton = pytest.importorskip("triton")
 if triton.knobs.runtime.interpret:
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-from ahead_of_time import SHARED_MEMORY, compile_all, overwritten_in_flight  # noqa: E402
+from ahead_of_time import SHARED_MEMORY, compile_all, idle_warps, overwritten_in_flight  # noqa: E402
 
 KERNELS = {
     "state_kernel", "merge_kernel", "attend_kernel", "output_gradient_kernel", "map_gradient_kernel",
-    "value_gradient_kernel", "token_product_kernel", "query_gradient_kernel", "key_gradient_kernel",
+    "value_gradient_kernel", "softmax_tokens_kernel", "token_product_kernel", "sum_products_kernel",
+    "query_gradient_kernel", "key_gradient_kernel",
 }  # fmt: skip
+
+WITHOUT_PRODUCTS = {"output_gradient_kernel", "softmax_tokens_kernel", "sum_products_kernel"}
 
 SPILLED = {"map_gradient_kernel": 96}
 """Bytes of stack allowed at head dim 128, mostly addresses in shared memory that ptxas takes out of loops: up to 88
@@ -29,8 +32,9 @@ def test_tuned_blocks_compile_without_spills(arch: int, head_dim: int) -> None:
         spilled = f"{kernel.name} spills {kernel.stack} bytes ({kernel.registers} registers)"
         assert kernel.stack <= (SPILLED.get(kernel.name, 0) if (arch, head_dim) == (90, 128) else 0), spilled
         assert kernel.shared <= SHARED_MEMORY[arch], f"{kernel.name} needs {kernel.shared} bytes of shared memory"
-        if arch == 90 and kernel.name != "output_gradient_kernel":  # which has no products
+        if arch == 90 and kernel.name not in WITHOUT_PRODUCTS:
             assert "wgmma.mma_async" in kernel.ptx, f"{kernel.name} does not use the warp-group matrix unit"
+        assert not idle_warps(kernel.ttgir), kernel.name
         faults = overwritten_in_flight(kernel.sass)
         assert not faults, f"{kernel.name} overwrites operands in flight: {faults}"
 
@@ -48,6 +52,7 @@ def test_tuned_blocks_compile_without_spills(arch: int, head_dim: int) -> None:
 def test_other_arguments_fit_the_device(arch: int, head_dim: int, degree: int, dtype: torch.dtype, table: bool) -> None:
     for kernel in compile_all(arch, head_dim, degree=degree, dtype=dtype, table=table):
         assert kernel.shared <= SHARED_MEMORY[arch], f"{kernel.name} needs {kernel.shared} bytes of shared memory"
+        assert not idle_warps(kernel.ttgir), kernel.name
         assert not overwritten_in_flight(kernel.sass), kernel.name
 
 
@@ -63,3 +68,13 @@ def test_an_operand_overwritten_in_flight_is_found() -> None:
     assert overwritten_in_flight(code(operand, wait, product, again)) == ["0x10 F2FP.BF16.F32.PACK_AB R91, R12, R13"]
     assert overwritten_in_flight(code(wait, operand, product, again)) == []
     assert overwritten_in_flight(code(product, operand, wait)) == ["0x20 F2FP.BF16.F32.PACK_AB R91, R12, R13"]
+
+
+def test_warps_without_rows_of_their_own_are_found() -> None:
+    layouts = "".join(
+        f"#mma{i} = #ttg.nvidia_mma<{{versionMajor = {version}, versionMinor = 0, warpsPerCTA = [{warps}]}}>\n"
+        for i, (version, warps) in enumerate([(3, "8, 1"), (3, "4, 2"), (2, "8, 1")])
+    )
+    product = "%u = ttng.warp_group_dot %a, %b, %c : tensor<64x16xf32> * !ttg.memdesc<16x64xf32> -> {} loc(#loc)\n"
+    found = ["tensor<64x64xf32, #mma0>", "tensor<128x64xf32, #mma0>", "tensor<64x64xf32, #mma1>"]
+    assert idle_warps(layouts + "".join(map(product.format, found))) == found[:1]

@@ -1,9 +1,12 @@
-"""The kernels on a GPU, at a size that fills it: what only shows where many programs run at once."""
+"""The kernels on a GPU: at a size that fills it, where races show, and at small ones of every kind."""
+
+import copy
 
 import pytest
 import torch
 
 from attention_surgery import FeatureMap, hybrid_attention
+from attention_surgery.ops import naive
 
 pytest.importorskip("triton")
 pytestmark = [
@@ -34,3 +37,43 @@ def test_full_size_is_the_pytorch_path(tokens: int, heads: int, head_dim: int, n
     assert all(ours.isfinite().all() for ours in fused)
     for ours, theirs in zip(fused[:4], plain[:4], strict=True):
         assert (ours.float() - theirs.float()).norm() <= 0.03 * theirs.float().norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("normalizer", ["mean", "max"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"n": 1000, "h": 3, "d": 128, "rate": 8},
+        {"n": 1000, "h": 3, "d": 64, "rate": 8},
+        {"n": 515, "h": 2, "d": 128, "rate": 4, "b": 2},
+        {"n": 390, "h": 3, "d": 32, "rate": 3, "pattern": "staggered"},
+        {"n": 360, "h": 5, "d": 64, "rate": 4, "pattern": "lattice", "grid": (6, 6, 10)},
+        {"n": 257, "h": 2, "d": 128, "rate": "linear"},
+        {"n": 300, "h": 2, "d": 128, "rate": 4, "degree": 3},
+        {"n": 300, "h": 2, "d": 64, "rate": 2, "degree": 1},
+    ],
+    ids=str,
+)
+def test_small_shapes_are_the_formula(case, normalizer, dtype) -> None:
+    """Output and gradients within twice and three times the error of the PyTorch path in the same dtype."""
+    torch.manual_seed(0)
+    case = dict(case)
+    n, h, d, b, degree = case.pop("n"), case.pop("h"), case.pop("d"), case.pop("b", 1), case.pop("degree", 2)
+    tensors = [torch.randn(b, n, h, d, device="cuda").to(dtype) for _ in range(4)]
+    phis = [FeatureMap(h, d, degree=degree).cuda() for _ in range(2)]
+
+    def results(function, wide: torch.dtype, **options) -> list[torch.Tensor]:
+        maps = [copy.deepcopy(phi).to(wide) for phi in phis]
+        q, k, v, dy = (x.to(wide) if wide == torch.float64 else x.clone() for x in tensors)
+        leaves = [x.requires_grad_() for x in (q, k, v)]
+        y = function(*leaves, *maps, normalizer=normalizer, **case, **options)
+        parameters = [parameter for phi in maps for parameter in phi.parameters()]
+        return [y.detach(), *torch.autograd.grad(y, [*leaves, *parameters], dy)]
+
+    oracle = results(naive.hybrid_attention, torch.float64)
+    plain, fused = (results(hybrid_attention, torch.float32, backend=backend) for backend in ("eager", "triton"))
+    floor = 4 * torch.finfo(dtype).eps if dtype == torch.float32 else 0.0
+    for i, (ours, theirs, true) in enumerate(zip(fused, plain, oracle, strict=True)):
+        error, allowed = ((x.double() - true).norm() / true.norm() for x in (ours, theirs))
+        assert error <= (3 if i else 2) * (allowed + floor), i

@@ -21,6 +21,7 @@ import attention_surgery as asg
 from attention_surgery.errors import ConfigError, TensorError
 from attention_surgery.models import hybrid_processors
 from attention_surgery.ops import hybrid, naive
+from attention_surgery.ops.triton import support
 
 pytest.importorskip("triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -432,13 +433,13 @@ def test_operators_keep_pytorchs_contract() -> None:
     grad = [x.requires_grad_() for x in (q, k, v, state, mass, *parameters)]
     q, k, v, state, mass, *parameters = grad
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    fakes = ("test_schema", "test_faketensor")
     opcheck = torch.library.opcheck
-    opcheck(operators.linear_state, (k, v, *parameters, None, 4), test_utils=checks)
+    opcheck(operators.linear_state, (k, v, *parameters, None, 4), test_utils=fakes)
     opcheck(operators.merge, (q, v, state, mass, *parameters, 0.1), test_utils=checks)
     opcheck(operators.attend, (q, k[:, ::4], v[:, ::4], state, mass, *parameters, 0.1), test_utils=checks)
     with torch.no_grad():
         y, denominator, top = operators.attend(q, k[:, ::4], v[:, ::4], state, mass, *parameters, 0.1)
-        fakes = ("test_schema", "test_faketensor")
         softmax = k[:, ::4].clone(), v[:, ::4].clone()
         arguments = (state, mass, *softmax, k, v, *parameters, None, 4, True)
         opcheck(operators.linear_state_backward, arguments, test_utils=fakes)
@@ -511,7 +512,15 @@ def test_explicit_triton_names_what_is_missing(monkeypatch) -> None:
         asg.hybrid_attention(q, k, v, *phis, rate=2, backend="cuda")  # type: ignore[arg-type]
 
 
-def test_auto_on_a_gpu_takes_the_kernels_or_says_once_why_not(monkeypatch, caplog) -> None:
+@pytest.fixture
+def other_devices():
+    """What was found out about a device is forgotten, before the test and after it."""
+    support._ask_device.cache_clear()
+    yield
+    support._ask_device.cache_clear()
+
+
+def test_auto_on_a_gpu_takes_the_kernels_or_says_once_why_not(monkeypatch, caplog, other_devices) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     monkeypatch.setattr(hybrid.eager, "hybrid_attention", lambda q, *_, **__: "PyTorch's path")
     monkeypatch.setattr(hybrid, "_kernels", lambda: lambda q, *_, **__: "the kernels")
@@ -537,7 +546,7 @@ def test_auto_on_a_gpu_takes_the_kernels_or_says_once_why_not(monkeypatch, caplo
         assert record.getMessage().startswith(f"hybrid attention takes the PyTorch path: {reason}")
 
 
-def test_an_old_gpu_has_no_kernels(monkeypatch) -> None:
+def test_an_old_gpu_has_no_kernels(monkeypatch, other_devices) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla T4")
     with FakeTensorMode(), torch.device("cuda"):

@@ -119,11 +119,6 @@ def take(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index.T[None, :, :, None].expand(x.shape[0], -1, -1, x.shape[3]))
 
 
-def put(x: Tensor, index: Tensor, tokens: Tensor) -> None:
-    """The reverse of `take`, in place: x (b n h d) gets `tokens` (b m h d) at `index` (h m), each head its own."""
-    x.scatter_(1, index.T[None, :, :, None].expand(x.shape[0], -1, -1, x.shape[3]), tokens)
-
-
 def softmax_token_mask(
     n: int, rate: Rate, *, pattern: Pattern = "stride", heads: int = 1, grid: Grid | None = None
 ) -> BoolTensor:

@@ -8,12 +8,13 @@ import torch
 import triton
 from torch import Tensor
 
-from ..tokens import put
 from .attention_gradients import key_gradient_kernel, query_gradient_kernel
 from .descriptors import aligned
 from .map_gradients import (
     map_gradient_kernel,
     output_gradient_kernel,
+    softmax_tokens_kernel,
+    sum_products_kernel,
     token_product_kernel,
     value_gradient_kernel,
 )
@@ -70,16 +71,36 @@ def state_gradients(
     table: Tensor | None, rate: int, weights: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Of `forward.linear_state`: dk and dv, which take `softmax` at the softmax tokens (b m h d), and those of φ."""
-    count = linear_count(k.shape[1], rate)
     dk, dv = (torch.empty(k.shape, dtype=k.dtype, device=k.device) for _ in range(2))
-    for whole, part in zip((dk, dv), softmax or (), strict=False):
-        if table is None:
-            whole[:, ::rate] = part
-        else:
-            put(whole, table, part)
-    side = Contraction(query=False, g=v, state=dstate, mass=dmass, scale=1 / count, dv=dv)
-    _, _, *of_map = _map_gradients(k, dk, side, phi, table, rate, weights)
-    return dk, dv, *of_map
+    if softmax is not None:
+        _put_softmax_tokens(dk, dv, *softmax, table, rate)
+    side = Contraction(
+        query=False, g=v, state=dstate, mass=dmass, scale=1 / linear_count(k.shape[1], rate), dv=dv
+    )  # fmt: skip
+    return dk, dv, *_map_gradients(k, dk, side, phi, table, rate, weights)[2:]
+
+
+def _put_softmax_tokens(
+    dk: Tensor, dv: Tensor, dk_soft: Tensor, dv_soft: Tensor, table: Tensor | None, rate: int
+) -> None:
+    plan, count = Plan(dk), dk_soft.shape[1]
+    cut = plan.blocks("softmax_tokens")
+    dk_soft, dv_soft = aligned(dk_soft), aligned(dv_soft)
+    softmax_tokens_kernel[triton.cdiv(count, cut.rows), plan.b * plan.h](
+        dk_soft=dk_soft,
+        dv_soft=dv_soft,
+        dk=dk,
+        dv=dv,
+        M=count,
+        N=plan.n,
+        H=plan.h,
+        BM=cut.rows,
+        D=plan.d,
+        **strides("k", dk_soft),
+        **strides("v", dv_soft),
+        **token_set(table, rate),
+        **plan.launch(cut),
+    )
 
 
 def _map_gradients(
@@ -88,26 +109,36 @@ def _map_gradients(
     """Fills dx, and dv (key side); returns dS̄ and dz̄ (query side), dw1, db1, dw2, db2 (if `weights`)."""
     x, g, phi, plan = aligned(x), aligned(side.g), phi.like(x), Plan(x, phi.degree)
     count, heads = linear_count(plan.n, rate), plan.b * plan.h
-    cut = plan.blocks("map_gradient")
-    step = max(plan.blocks(kernel).rows for kernel in ("map_gradient", "value_gradient", "token_product"))
+    cut, value_cut, product_cut, sum_cut = (
+        plan.blocks(kernel) for kernel in ("map_gradient", "value_gradient", "token_product", "sum_products")
+    )
+    step = max(cut.rows, value_cut.rows, product_cut.rows)
     padded = triton.cdiv(count, step) * step
     state = torch.mul(side.state, side.scale, out=torch.empty(side.state.shape, dtype=x.dtype, device=x.device))
-    tokens = token_set(table, rate)
 
-    buffers = ["features"] + ["hidden", "grad_output", "grad_hidden"] * weights
-    per_head = len(buffers) * padded * plan.f * x.element_size()
+    width = 4 * plan.f if weights else plan.f
+    per_head = padded * width * x.element_size()
     rounds = triton.cdiv(heads * per_head, int(max(WORKSPACE_BYTES, WORKSPACE_TENSORS * x.numel() * x.element_size())))
     per_round = triton.cdiv(heads, rounds)
-    size = (per_round, padded, plan.f)
-    work = dict(zip(buffers, torch.empty(len(buffers), *size, dtype=x.dtype, device=x.device), strict=True))
-    widths = {"features": plan.d, "hidden": cut.hidden, "grad_output": plan.d, "grad_hidden": cut.hidden}
+    work = torch.empty(per_round * padded, width, dtype=x.dtype, device=x.device)
+    tiles = plan.p * (side.query + (1 + plan.p) * weights)
+    shares, steps = plan.shares(padded // product_cut.rows, max(1, tiles * per_round))
+    rows = plan.d * side.query + (plan.d + plan.f) * weights
+    record = rows + side.query + 2 * weights  # a row of sums for each product
+    products = plan.float32(shares, heads, record, plan.f)
+    results = [plan.float32(*shape if side.query else (0,)) for shape in (side.state.shape, side.mass.shape)]
+    results += [plan.float32(*parameter.shape if weights else (0,)) for parameter in phi]
 
     # What the rounds share is made once: a launch takes the host about as long as a kernel takes the device.
-    shared = {"count": count, "padded": padded, "N": plan.n, "H": plan.h}
-    arguments = {
-        "x": x,
-        "g": g,
-        "delta": side.delta,
+    shared = {
+        "count": count, "padded": padded, "N": plan.n, "H": plan.h, **token_set(table, rate),
+    }  # fmt: skip
+    of_tokens = {
+        "x": x, "g": g, "delta": side.delta, "QUERY": side.query, "WEIGHTS": weights,
+        **shared, **strides("x", x), **strides("g", g),
+    }  # fmt: skip
+    of_products = {"product": products, "record": record * plan.f, "share": heads * record * plan.f}
+    for_map = of_tokens | plan.map_options(cut) | {
         "state": plan.matrix_argument(state, plan.d, plan.d),
         "mass": side.mass.contiguous(),
         "w1": plan.matrix_argument(phi.w1, plan.d, cut.hidden),
@@ -115,101 +146,48 @@ def _map_gradients(
         "w2": plan.matrix_argument(phi.w2, cut.hidden, plan.d),
         "b2": phi.b2,
         "dx": dx,
+        "work": plan.matrix_argument(work, cut.rows, plan.d),
+        "work_hidden": plan.matrix_argument(work, cut.rows, cut.hidden),
         "scale": side.scale,
         "zero": 0,
-        **{
-            name: plan.matrix_argument(work[name], cut.rows, columns) if name in work else None
-            for name, columns in widths.items()
-        },
-        "QUERY": side.query,
-        "WEIGHTS": weights,
-        **strides("x", x),
-        **strides("g", g),
-        **shared,
-        **tokens,
-        **plan.map_options(cut),
-    }
-    value_cut = plan.blocks("value_gradient")
-    for_values = {
-        "features": plan.matrix_argument(work["features"], value_cut.rows, plan.d),
-        "state": plan.matrix_argument(state, plan.d, plan.d),
+    }  # fmt: skip
+    for_values = shared | plan.options(value_cut) | {
+        "work": plan.matrix_argument(work, value_cut.rows, plan.d),
+        "state": for_map["state"],
         "dv": side.dv,
-        "F": plan.f,
-        **shared,
-        **tokens,
-        **plan.options(value_cut),
-    }
-    products = {}
-    if side.query:
-        of_state = plan.float32(heads, plan.d + 1, plan.f)
-        all_tokens = shared | token_set(None, 0)
-        products["state"] = TokenProduct(plan, g, work["features"], side.delta, of_state, per_round, all_tokens)
-    if weights:
-        of_w1, of_w2 = (plan.float32(heads, rows + 1, plan.f) for rows in (plan.d, plan.f))
-        products["w1"] = TokenProduct(plan, x, work["grad_hidden"], None, of_w1, per_round, shared | tokens)
-        products["w2"] = TokenProduct(
-            plan, work["hidden"], work["grad_output"], None, of_w2, per_round, shared | tokens
-        )  # fmt: skip
+        "WORK": width,
+        "P": plan.p,
+    }  # fmt: skip
+    for_products = of_tokens | of_products | plan.options(product_cut) | {
+        "work": plan.matrix_argument(work, product_cut.rows, plan.d),
+        "steps": steps,
+        "P": plan.p,
+    }  # fmt: skip
 
     for first in range(0, heads, per_round):
         now = min(per_round, heads - first)
-        map_gradient_kernel[padded // cut.rows, now](first=first, **arguments)
+        map_gradient_kernel[padded // cut.rows, now](first=first, **for_map)
         if not side.query:
             value_gradient_kernel[padded // value_cut.rows, now](first=first, **for_values)
-        for product in products.values():
-            product.add(first, now)
-
-    results = []
-    if side.query:
-        product, total = products["state"].into.unflatten(0, (plan.b, plan.h)).split((plan.d, 1), dim=2)
-        results += [product.transpose(2, 3).contiguous() * side.scale, total.squeeze(2) * -side.scale]
-    else:
-        results += [plan.float32(0), plan.float32(0)]
-    for name in ("w1", "w2"):
-        if weights:
-            stack = products[name].into
-            product, total = stack.unflatten(0, (plan.b, plan.h)).sum(0).split((stack.shape[1] - 1, 1), dim=1)
-            results += [product.clone(memory_format=torch.contiguous_format), total.reshape(plan.h, plan.f).clone()]
-        else:
-            results += [plan.float32(0), plan.float32(0)]
+        if tiles:
+            token_product_kernel[tiles, shares, now](first=first, **for_products)
+    if tiles:
+        names = ("dstate", "dmass", "dw1", "db1", "dw2", "db2")
+        sum_products_kernel[rows // sum_cut.rows * plan.p, plan.h](
+            shares=shares,
+            B=plan.b,
+            H=plan.h,
+            scale=side.scale,
+            QUERY=side.query,
+            WEIGHTS=weights,
+            BM=sum_cut.rows,
+            D=plan.d,
+            P=plan.p,
+            **dict(zip(names, results, strict=True)),
+            **of_products,
+            **plan.launch(sum_cut),
+        )
     return tuple(results)
-
-
-class TokenProduct:
-    """leftᵀ right over the tokens, and under it the (weighted) sum of right: heads × (height + 1) × width, float32.
-
-    `left` is a tensor of tokens (b n h d), or in the work space, as `right` is.
-    """
-
-    def __init__(
-        self, plan: Plan, left: Tensor, right: Tensor, weight: Tensor | None, into: Tensor, heads: int,
-        shared: dict[str, object],
-    ) -> None:  # fmt: skip
-        cut, tokens = plan.blocks("token_product"), left.ndim == 4
-        height, width = (into.shape[1] - 1) // plan.d, into.shape[2] // plan.d
-        self.into, self.grid = into, height * width
-        self.shares, steps = plan.shares(right.shape[1] // cut.rows, self.grid * heads)
-        self.partial = plan.float32(self.shares, heads, *into.shape[1:])
-        self.arguments = {
-            "left": left if tokens else plan.matrix_argument(left, cut.rows, plan.d),
-            "right": plan.matrix_argument(right, cut.rows, plan.d),
-            "weight": weight,
-            "product": self.partial,
-            "steps": steps,
-            "TOKENS": tokens,
-            "WEIGHTED": weight is not None,
-            "L": height,
-            "R": width,
-            **(strides("l", left) if tokens else {"stride_lb": 0, "stride_ln": 0, "stride_lh": 0}),
-            **shared,
-            **plan.options(cut),
-        }
-
-    def add(self, first: int, now: int) -> None:
-        """Of `now` heads from `first` on, whose features are in the work space."""
-        token_product_kernel[self.grid, self.shares, now](first=first, **self.arguments)
-        partial = self.partial.view(-1)[: self.shares * self.into[0].numel() * now].view(-1, now, *self.into.shape[1:])
-        torch.sum(partial, dim=0, out=self.into[first : first + now])
 
 
 def attend_gradients(

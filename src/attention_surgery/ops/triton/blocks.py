@@ -1,13 +1,13 @@
 """Block sizes of every kernel: a plain table by head dim and architecture, with rules for dtype and degree."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
 Kernel = Literal[
-    "state", "merge", "attend", "output_gradient", "map_gradient", "value_gradient", "token_product",
-    "query_gradient", "key_gradient",
+    "state", "merge", "attend", "output_gradient", "map_gradient", "value_gradient", "softmax_tokens", "token_product",
+    "sum_products", "query_gradient", "key_gradient",
 ]  # fmt: skip
 
 
@@ -41,7 +41,9 @@ HOPPER: dict[tuple[Kernel, int], Blocks] = {
     ("output_gradient", 128): Blocks(rows=32, warps=4),
     ("map_gradient", 128): Blocks(rows=64, hidden=32, warps=4, stages=3),
     ("value_gradient", 128): Blocks(rows=64, warps=4),
+    ("softmax_tokens", 128): Blocks(rows=64, warps=4),
     ("token_product", 128): Blocks(rows=32, warps=4, stages=4),
+    ("sum_products", 128): Blocks(rows=32, warps=4),
     ("query_gradient", 128): Blocks(rows=128, across=64, warps=8, stages=3),
     ("key_gradient", 128): Blocks(rows=64, across=64, warps=4),
     ("state", 64): Blocks(rows=64, hidden=64, warps=4, resident=True),
@@ -50,7 +52,9 @@ HOPPER: dict[tuple[Kernel, int], Blocks] = {
     ("output_gradient", 64): Blocks(rows=64, warps=4),
     ("map_gradient", 64): Blocks(rows=64, hidden=32, warps=4),
     ("value_gradient", 64): Blocks(rows=64, warps=4),
+    ("softmax_tokens", 64): Blocks(rows=64, warps=4),
     ("token_product", 64): Blocks(rows=64, warps=4, stages=3),
+    ("sum_products", 64): Blocks(rows=32, warps=4),
     ("query_gradient", 64): Blocks(rows=128, across=64, warps=8),
     ("key_gradient", 64): Blocks(rows=128, across=64, warps=8),
 }
@@ -63,14 +67,17 @@ GENERIC: dict[Kernel, Blocks] = {
     "output_gradient": Blocks(rows=32, warps=4),
     "map_gradient": Blocks(rows=32, warps=8, stages=1),
     "value_gradient": Blocks(rows=64, warps=8, stages=1),
+    "softmax_tokens": Blocks(rows=64, warps=4),
     "token_product": Blocks(rows=32, warps=8, stages=1),
+    "sum_products": Blocks(rows=32, warps=4),
     "query_gradient": Blocks(rows=64, across=32, warps=8, stages=1),
     "key_gradient": Blocks(rows=64, across=32, warps=8, stages=1),
 }
 """16-bit dtypes elsewhere: small enough for 99 KB of shared memory."""
 
 SINGLE = Blocks(rows=16, across=16, hidden=16, warps=8, stages=1)
-"""float32: operands that three TF32 products share fill the registers; at head dim 128 some kernels still spill."""
+"""float32: operands that three TF32 products share fill the registers; at head dim 128 some kernels still spill. Where
+a product has 64 rows, four warps: Triton 3.6 goes wrong with Hopper's matrix unit if eight share them."""
 
 INTERPRETED = Blocks(rows=16, across=16, hidden=16, warps=4)
 
@@ -80,7 +87,8 @@ def blocks_of(kernel: Kernel, *, head_dim: int, degree: int, dtype: torch.dtype,
     if arch is None:
         return INTERPRETED
     if dtype.itemsize == 4:
-        return SINGLE
+        narrow = head_dim == 64 and kernel in ("state", "token_product")
+        return replace(SINGLE, warps=4) if narrow else SINGLE
     if arch != 90 or (degree == 3 and head_dim == 128 and kernel in ("state", "merge")):
         return GENERIC[kernel]
     return HOPPER[kernel, max(head_dim, 64)]

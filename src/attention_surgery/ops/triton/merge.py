@@ -29,7 +29,7 @@ def merge_kernel(
     b = bh // H
     h = bh % H
     x = load_tile(q, b, h, start, N, stride_qb, stride_qn, stride_qh, BM, D, TMA)
-    u = embed(x, w1, b1, w2, b2, h, 0, None, 0, F // WIDTH, WIDTH, False, BM, D, P, BJ, FAST, PREC, TMA)
+    u = embed(x, w1, b1, w2, b2, h, 0, None, 0, 0, F // WIDTH, WIDTH, 0, BM, D, P, BJ, FAST, PREC, TMA)
     numerator = tl.zeros((BM, D), tl.float32)
     weight = tl.zeros((BM,), tl.float32)
     for i in tl.static_range(F // WIDTH):

@@ -5,35 +5,49 @@ are operators too. FLOPs are two per multiply-add of the matrix products of Eq. 
 once more, as recomputed.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 from torch.utils.flop_counter import register_flop_formula
 
 from ..tokens import take
 from . import backward, forward
 from .plan import Map, linear_count
 
-Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+def operator(function: Callable[..., Any]) -> Any:
+    """Registers `function`, whose results are new tensors, as an operator of that name.
+
+    As `torch.library.custom_op` does, without the checks that it makes at every call: those take as long as a launch.
+    """
+    name = f"attention_surgery::{function.__name__}"
+    torch.library.define(name, torch.library.infer_schema(function, mutates_args=()))
+    torch.library.impl(name, "default", function)
+    return getattr(torch.ops.attention_surgery, function.__name__).default
 
 
-@custom_op("attention_surgery::linear_state", mutates_args=())
+def fake(of: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Registers the results' shapes and dtypes of an operator."""
+    return torch.library.register_fake(of.name())
+
+
+@operator
 def linear_state(
     k: Tensor, v: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, table: Tensor | None, rate: int
 ) -> tuple[Tensor, Tensor]:
     return forward.linear_state(k, v, Map(w1, b1, w2, b2), table, rate)
 
 
-@linear_state.register_fake
+@fake(linear_state)
 def _(k, v, w1, b1, w2, b2, table, rate):
     b, _, h, d = k.shape
     f = w1.shape[2]
     return k.new_empty(b, h, f, d, dtype=torch.float32), k.new_empty(b, h, f, dtype=torch.float32)
 
 
-@custom_op("attention_surgery::linear_state_backward", mutates_args=())
+@operator
 def linear_state_backward(
     dstate: Tensor, dmass: Tensor, dk_soft: Tensor | None, dv_soft: Tensor | None, k: Tensor, v: Tensor,
     w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, table: Tensor | None, rate: int, weights: bool,
@@ -42,12 +56,12 @@ def linear_state_backward(
     return backward.state_gradients(dstate, dmass, softmax, k, v, Map(w1, b1, w2, b2), table, rate, weights)  # type: ignore[return-value]
 
 
-@linear_state_backward.register_fake
+@fake(linear_state_backward)
 def _(dstate, dmass, dk_soft, dv_soft, k, v, w1, b1, w2, b2, table, rate, weights):
     return k.new_empty(k.shape), k.new_empty(k.shape), *_fake_map_gradients(weights, w1, b1, w2, b2)
 
 
-@custom_op("attention_surgery::merge", mutates_args=())
+@operator
 def merge(
     q: Tensor, o: Tensor | None, state: Tensor, mass: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
     ratio: float,
@@ -55,13 +69,13 @@ def merge(
     return forward.merge(q, o, state, mass, Map(w1, b1, w2, b2), ratio)
 
 
-@merge.register_fake
+@fake(merge)
 def _(q, o, state, mass, w1, b1, w2, b2, ratio):
     b, n, h, _ = q.shape
     return q.new_empty(q.shape), q.new_empty(b, h, n, dtype=torch.float32)
 
 
-@custom_op("attention_surgery::merge_backward", mutates_args=())
+@operator
 def merge_backward(
     dy: Tensor, y: Tensor, denominator: Tensor, q: Tensor, state: Tensor, mass: Tensor,
     w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, ratio: float, weights: bool,
@@ -69,7 +83,7 @@ def merge_backward(
     return backward.merge_gradients(dy, y, denominator, q, state, mass, Map(w1, b1, w2, b2), ratio, weights)  # type: ignore[return-value]
 
 
-@merge_backward.register_fake
+@fake(merge_backward)
 def _(dy, y, denominator, q, state, mass, w1, b1, w2, b2, ratio, weights):
     return (
         q.new_empty(q.shape),
@@ -81,7 +95,7 @@ def _(dy, y, denominator, q, state, mass, w1, b1, w2, b2, ratio, weights):
     )
 
 
-@custom_op("attention_surgery::attend", mutates_args=())
+@operator
 def attend(
     q: Tensor, k: Tensor, v: Tensor, state: Tensor, mass: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
     ratio: float,
@@ -90,21 +104,21 @@ def attend(
     return *forward.merge(q, o, state, mass, Map(w1, b1, w2, b2), ratio, softmax_mass), top
 
 
-@attend.register_fake
+@fake(attend)
 def _(q, k, v, state, mass, w1, b1, w2, b2, ratio):
     b, n, h, _ = q.shape
     rows = q.new_empty(b, h, n, dtype=torch.float32)
     return q.new_empty(q.shape), rows, torch.empty_like(rows)
 
 
-@custom_op("attention_surgery::attend_backward", mutates_args=())
+@operator
 def attend_backward(
     q: Tensor, k: Tensor, v: Tensor, scaled: Tensor, delta: Tensor, top: Tensor, linear_grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     return backward.attend_gradients(q, k, v, scaled, delta, top, linear_grad)
 
 
-@attend_backward.register_fake
+@fake(attend_backward)
 def _(q, k, v, scaled, delta, top, linear_grad):
     return q.new_empty(q.shape), k.new_empty(k.shape), k.new_empty(k.shape)
 
@@ -156,7 +170,7 @@ def _merge_backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Any, ...]:
     return dq, do if ctx.softmax else None, dstate, dmass, *(of_map if weights else [None] * 4), None
 
 
-merge.register_autograd(_merge_backward, setup_context=_keep_merge)
+torch.library.register_autograd(merge.name(), _merge_backward, setup_context=_keep_merge)
 
 
 def _keep_attend(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -172,7 +186,7 @@ def _attend_backward(ctx: Any, dy: Tensor, _: Tensor, __: Tensor) -> tuple[Any, 
     return dq, dk, dv, dstate, dmass, *(of_map if weights else [None] * 4), None
 
 
-attend.register_autograd(_attend_backward, setup_context=_keep_attend)
+torch.library.register_autograd(attend.name(), _attend_backward, setup_context=_keep_attend)
 
 
 def _map_flops(tokens: int, w1: torch.Size) -> int:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,9 +41,14 @@ def unsupported(q: Tensor, phi_q: "FeatureMap", phi_k: "FeatureMap", rate: Rate)
 
 @torch.compiler.assume_constant_result
 def _device_lacks(kind: str, index: int | None) -> str | None:
+    return _ask_device(kind, index, os.environ.get("TRITON_INTERPRET") == "1")
+
+
+@cache
+def _ask_device(kind: str, index: int | None, interpreted: bool) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
-    if kind == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+    if kind == "cpu" and interpreted:
         return None
     if kind != "cuda":
         return f"device type {kind!r} has no kernels; expected 'cuda'"

@@ -102,14 +102,15 @@ def load_vector(ptr, start, N: tl.constexpr):
 
 @triton.jit
 def embed(
-    x, w1, b1, w2, b2, head, first, kept, row,
-    COUNT: tl.constexpr, WIDTH: tl.constexpr, KEEP: tl.constexpr, BM: tl.constexpr, D: tl.constexpr, P: tl.constexpr,
+    x, w1, b1, w2, b2, head, first, kept, row, column,
+    COUNT: tl.constexpr, WIDTH: tl.constexpr, KEPT: tl.constexpr, BM: tl.constexpr, D: tl.constexpr, P: tl.constexpr,
     BJ: tl.constexpr, FAST: tl.constexpr, PREC: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """COUNT times WIDTH columns of ψ, from first·WIDTH on, before the last activation: accumulators of BM × WIDTH.
 
-    The hidden layer goes by in chunks of BJ units, as keys and values do in attention, and is stored from `row` of
-    `kept` (… × P·D) if KEEP. w1 (h·D × P·D), w2 (h·P·D × P·D) and `kept` are stacks of matrices, b1 and b2 h × P·D.
+    The hidden layer goes by in chunks of BJ units, as keys and values do in attention, and is stored from (row, column)
+    of `kept` on, which has KEPT columns (0: it is not). w1 (h·D × P·D) and w2 (h·P·D × P·D) are stacks of matrices,
+    b1 and b2 h × P·D.
 
     The products stand in this order for a reason: Triton leaves the second in flight, its left operand in registers,
     and relies on the wait behind the first of the next chunk. An activation before that wait overwrites them.
@@ -122,8 +123,8 @@ def embed(
         w = load_matrix(w1, head * D, j, F, D, BJ, TMA)
         a = tl.dot(x, w, input_precision=PREC) + load_vector(b1, head * F + j, BJ)[None, :]
         a = silu(a, FAST).to(x.dtype)
-        if KEEP:
-            store_matrix(kept, row, j, a, F, BM, BJ, TMA)
+        if KEPT:
+            store_matrix(kept, row, column + j, a, KEPT, BM, BJ, TMA)
         added = ()
         for i in tl.static_range(COUNT):
             w = load_matrix(w2, head * F + j, (first + i) * WIDTH, F, BJ, WIDTH, TMA)
