@@ -25,7 +25,7 @@ from attention_surgery.benchmark import (
 from attention_surgery.benchmark.cases import CPU_PLAN, GPU_PLAN, Case, plan_cases
 from attention_surgery.benchmark.choices import BUDGETS, declared_errors
 from attention_surgery.benchmark.floors import DEVICES, operator_floor
-from attention_surgery.benchmark.plots import draw_figures
+from attention_surgery.benchmark.plots import draw_figures, time_figure
 from attention_surgery.benchmark.prepare import Check
 from attention_surgery.benchmark.publish import PAGES, fill_page, publish_results
 from attention_surgery.benchmark.rows import COLUMNS, read_rows, write_rows
@@ -108,7 +108,10 @@ def test_plans_name_shapes_that_there_are_and_begin_with_what_matters_most():
 
 def test_parts_of_a_plan_can_be_named():
     cases = plan_cases(BenchmarkConfig(levels=("op",), shapes=("sweep",), rates=(3,)), CUDA)
-    assert [each.shape.tokens for each in cases] == [1024 * 2**power for power in range(8)]
+    assert [each.shape.tokens for each in cases if not each.graphed] == [1024 * 2**power for power in range(8)]
+    graphed = [each for each in cases if each.graphed]
+    assert [each.shape.tokens for each in graphed] == [1024 * 2**power for power in range(5)]
+    assert all(variant.graphed for each in graphed for variant in each.variants)
     assert {variant.rate for each in cases for variant in each.variants} == {3}
     training = plan_cases(BenchmarkConfig(levels=("training",)), CUDA)
     assert training and all(each.backward for each in training)
@@ -541,6 +544,39 @@ def test_what_a_package_made_faster_stands_beside_what_pytorch_alone_did(finishe
     assert f"| {dense:.4g} |" in alone and f"| {dense / 2:.4g} (FlashAttention 4) |" in beside
     text = "\n".join(results_table([*packaged, *rows]))
     assert f"| {dense:.4g} |" in text and f"| {dense / 2:.4g} (FlashAttention 4) |" in text
+
+
+def test_what_runs_as_a_cuda_graph_stands_by_itself(finished):
+    rows = [row for row in read_rows(finished) if row.level == "op" and row.title == "2 heads × 32"]
+    graphed = [
+        dataclasses.replace(row, graphed=True, variant=f"{row.variant} as a CUDA graph", date="later",
+                            baseline=row.baseline and f"{row.baseline} as a CUDA graph")
+        for row in rows
+    ]  # fmt: skip
+    table = results_table([*rows, *graphed])
+    assert (
+        sum("| forward |  |" in line for line in table)
+        == sum("| forward | CUDA graph |" in line for line in table)
+        == 3
+    )
+    assert len([line for line in table if line.startswith(f"- {HYBRID.name}")]) == 2
+    assert len(time_figure([*rows, *graphed]).axes) == 2 and len(time_figure(rows).axes) == 1
+    assert speed_table([*rows, *graphed]) == speed_table(rows)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_cuda_graph_that_computes_something_else_is_refused():
+    x, calls = torch.ones(8, device="cuda"), []
+
+    def growing():
+        calls.append(1)
+        return x * len(calls)
+
+    pool = torch.cuda.graph_pool_handle()
+    assert torch.equal(workloads.capture(lambda: 2 * x, pool)(), 2 * x)
+    with pytest.raises(BenchmarkError, match="from that of its kernels launched one by one"):
+        workloads.capture(growing, pool)
 
 
 def test_figures_need_nothing_but_the_file(finished, tmp_path):

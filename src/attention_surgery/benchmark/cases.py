@@ -33,6 +33,7 @@ class Case:
         shape: model and video.
         backward: forward and backward, without an optimizer; the transformer with gradient checkpointing.
         compiled: whether blocks are compiled, `compile_repeated_blocks(fullgraph=True)`.
+        graphed: whether the operator runs as a CUDA graph, so that the time of launching kernels does not count.
         variants: what is set side by side. Unless dense attention is among them, the fastest kernels join: of all for
             the operator, of diffusers' for models.
         seconds: how long rounds go on, once there are enough of them; about what the case takes on a large GPU, or on
@@ -45,6 +46,7 @@ class Case:
     variants: tuple[Variant, ...]
     backward: bool = False
     compiled: bool = False
+    graphed: bool = False
     seconds: float = 4.0
     number: int = 0
 
@@ -52,7 +54,9 @@ class Case:
     def name(self) -> str:
         """A line of the plan."""
         passes = "forward + backward" if self.backward else "forward"
-        mode = "" if self.scope == "op" else ", compiled" if self.compiled else ", eager"
+        mode = ", compiled" if self.compiled else ", eager"
+        if self.scope == "op":
+            mode = ", as a CUDA graph" if self.graphed else ""
         return f"{self.scope}, {self.shape.name}, {passes}{mode}"
 
 
@@ -65,11 +69,14 @@ class Step:
     kinds: tuple[Kind, ...] = (own_mean,)
     backward: bool = False
     compiled: bool = False
+    graphed: bool = False
     seconds: float = 4.0
     highest: bool = False
 
 
 T2V_480, T2V_320, T2V_14B, TI2V_5B = "wan2.1-1.3b-480p", "wan2.1-1.3b-320p", "wan2.1-14b-720p", "wan2.2-5b-704p"
+SHORT = SWEEPS["cuda"][:5]
+"""Where launching an operator's kernels can take longer than running them."""
 GPU_PLAN = (
     Step("op", (T2V_480,), (dense_kernels, own_mean, own_max), seconds=8),
     Step("op", (T2V_480,), (dense_kernels, own_mean, own_max), backward=True, seconds=10),
@@ -79,6 +86,7 @@ GPU_PLAN = (
     Step("rates", (T2V_480,), seconds=20),
     Step("op", (TI2V_5B, T2V_320, T2V_14B), seconds=3),
     Step("op", SWEEPS["cuda"], seconds=1),
+    Step("op", (T2V_320, *SHORT), graphed=True, seconds=1),
     Step("block", (T2V_480, TI2V_5B, T2V_14B), compiled=True, seconds=3),
     Step("block", (T2V_480,), compiled=True, backward=True, seconds=4),
     Step("transformer", (T2V_320,), compiled=True, seconds=4),
@@ -86,6 +94,7 @@ GPU_PLAN = (
     Step("op", (T2V_480,), (own_staggered, paper_in_pytorch, mean_in_pytorch), backward=True, seconds=5, highest=True),
     Step("op", (TI2V_5B, T2V_320), backward=True, seconds=2),
     Step("op", SWEEPS["cuda"][:-1], backward=True, seconds=2),
+    Step("op", (T2V_320, *SHORT), backward=True, graphed=True, seconds=1),
     Step("block", (T2V_480, TI2V_5B), seconds=3),
     Step("transformer", (T2V_320,), compiled=True, backward=True, seconds=10),
     Step("block", (T2V_480,), backward=True, seconds=4),
@@ -129,11 +138,14 @@ def _case(step: Step, shape: Shape, rates: tuple[int, ...], device: torch.device
     variants = dict.fromkeys(variant for kind in step.kinds for variant in kind(rates, device))
     if step.scope != "op":
         variants = {replace(variant, compiled=step.compiled): None for variant in variants}
+    elif step.graphed:
+        variants = {replace(variant, graphed=True): None for variant in variants}
     return Case(
         scope=step.scope,
         shape=shape,
         variants=tuple(variants),
         backward=step.backward,
         compiled=step.compiled,
+        graphed=step.graphed,
         seconds=step.seconds,
     )

@@ -76,7 +76,10 @@ def with_kernels(case: Case, ranked: Mapping[int, Sequence[str]], device: torch.
     if not any(variant.dense for variant in variants):
         usable = {"op": ranked[1], "rates": [own]}.get(case.scope, dispatched_kernels(device))
         names = dict.fromkeys((own, next(name for name in ranked[1] if name in usable)))
-        variants = [*(Variant(rate=1, kernel=name, compiled=case.compiled) for name in names), *variants]
+        variants = [
+            *(Variant(rate=1, kernel=name, compiled=case.compiled, graphed=case.graphed) for name in names),
+            *variants,
+        ]
     return replace(case, variants=tuple(variants))
 
 
@@ -89,7 +92,7 @@ def measure_case(case: Case, place: Place, run: Mapping[str, str]) -> list[Row]:
         if status != "measured":
             del calls[variant]
             rows[variant] = make_row(case, variant, place, run, status=status, note=note)
-    peaks = {variant: peak_memory(call, place.device) for variant, call in calls.items()}
+    peaks = {variant: None if variant.graphed else peak_memory(call, place.device) for variant, call in calls.items()}
     times = interleave(calls, place.device, seconds=case.seconds) if calls else {}
     medians = {variant: Summary.of(values).p50 for variant, values in times.items()}
     dense = min((variant for variant in times if variant.dense), key=medians.__getitem__, default=None)
@@ -110,9 +113,8 @@ def _try_at_size(case: Case, variant: Variant, call: Callable[[], object], place
     """Makes the first call; whether the variant may be timed, and why not."""
     try:
         result = call()
-        wrong = (
-            verify_at_size(variant, case.shape, place) if case.scope == "op" and variant.backend == "triton" else None
-        )
+        kernels = case.scope == "op" and variant.backend == "triton" and not variant.graphed  # whose are the same
+        wrong = verify_at_size(variant, case.shape, place) if kernels else None
     except Exception as error:  # named in the table; a hybrid that does not run ends the command with an error
         _log.warning("%s: %s does not run", case.name, variant.name, exc_info=error)
         return "does not run", describe_error(error)
@@ -163,6 +165,7 @@ def make_row(
         "backend": variant.backend,
         "kernel": variant.kernel,
         "compiled": variant.compiled,
+        "graphed": variant.graphed,
     }
     columns: dict[str, Any] = known | dict(run) | {"status": status} | values
     return Row(**columns)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from ..files import write_atomic
 from .rows import Row, read_rows
 from .shapes import SWEEPS
-from .tables import break_even, is_own, sweeps
+from .tables import break_even, is_own, mode_of, sweeps
 
 INK, MUTED = "#1f2933", "#8a94a0"
 COLORS = ("#0b6e99", "#3f9142", "#d9822b", "#a23b72", "#5c4b99", "#7a7a52")
@@ -36,13 +36,13 @@ def draw_figures(source: Path) -> list[Path]:
 def time_figure(rows: Sequence[Row]) -> Figure | None:
     """Time of the operator against N, dense and hybrid, a panel per pass; None if no sweep was measured."""
     found = sweeps(rows)
-    panels = list(dict.fromkeys((passes, heads, head_dim) for heads, head_dim, passes, _, _ in found))
+    panels = list(dict.fromkeys(map(_panel, found)))
     if not panels:
         return None
     figure = Figure(figsize=(4.6 * len(panels) + 0.4, 3.8), layout="constrained")
     figure.suptitle(rows[0].device, fontsize=9, color=INK)
-    for axes, (passes, heads, head_dim) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        mine = [each for each in found if each[:3] == (heads, head_dim, passes)]
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        mine = [each for each in found if _panel(each) == panel]
         dense: dict[int, float] = {}
         for color, (*_, variant, points) in zip(COLORS, mine, strict=False):
             ratios = [(n, row.speedup) for n, row in points.items() if row.speedup]
@@ -52,13 +52,19 @@ def time_figure(rows: Sequence[Row]) -> Figure | None:
             axes.loglog(list(times), list(times.values()), "o-", color=color, lw=1.3, ms=3.5, label=label)
         ordered = sorted(dense.items())
         axes.loglog(*zip(*ordered, strict=True), "s--", color=INK, lw=1.3, ms=3.5, label="fastest dense")
-        axes.set_title(f"{passes}, {heads} heads × {head_dim}", fontsize=9, color=INK)
+        axes.set_title(panel, fontsize=9, color=INK)
         axes.set_xlabel("N, tokens", fontsize=8)
         axes.set_xscale("log", base=2)
         _tidy(axes)
         axes.legend(frameon=False, fontsize=7)
     figure.axes[0].set_ylabel("ms", fontsize=8)
     return figure
+
+
+def _panel(sweep: tuple[int, int, str, str, dict[int, Row]]) -> str:
+    heads, head_dim, passes, _, points = sweep
+    words = (passes, mode_of(next(iter(points.values()))), f"{heads} heads × {head_dim}")
+    return ", ".join(word for word in words if word)
 
 
 def speedup_figure(rows: Sequence[Row]) -> Figure | None:
@@ -93,8 +99,8 @@ def speedup_figure(rows: Sequence[Row]) -> Figure | None:
 
 
 def _case_label(row: Row) -> str:
-    mode = "" if row.level == "op" else ", compiled" if row.compiled else ", eager"
-    return f"{row.level}{mode}, {row.passes}\n{row.title}, N = {row.tokens:,}"
+    words = ", ".join(word for word in (row.level, mode_of(row), row.passes) if word)
+    return f"{words}\n{row.title}, N = {row.tokens:,}"
 
 
 def _tidy(axes: Any) -> None:

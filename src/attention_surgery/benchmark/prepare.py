@@ -38,7 +38,7 @@ class Check:
     @classmethod
     def of(cls, variant: Variant, case: Case) -> "Check":
         shape, model = case.shape, case.scope != "op"
-        return cls(variant, shape.spec.head_dim, model and shape.time_per_token, model)
+        return cls(replace(variant, graphed=False), shape.spec.head_dim, model and shape.time_per_token, model)
 
 
 Verdicts = dict[Check, Verdict]

@@ -29,6 +29,7 @@ class Row:
         normalizer, pattern, backend: of hybrid attention.
         kernel: of dense attention, or of the softmax part.
         compiled: whether it runs under `torch.compile`.
+        graphed: whether its kernels are launched as one CUDA graph.
         status: whether it was measured; note says why not.
         rounds: how often it had its turn.
         p20_ms, p50_ms, p80_ms: quantiles over the rounds, in ms per call.
@@ -61,6 +62,7 @@ class Row:
     backend: str
     kernel: str
     compiled: bool
+    graphed: bool
     status: Status
     note: str = ""
     rounds: int | None = None

@@ -33,7 +33,8 @@ class Headline:
 
     def own(self, case: Sequence[Row]) -> dict[int, Row]:
         """Rate → our row."""
-        return {int(row.rate): row for row in case if is_own(row, self.normalizer) and row.compiled == self.compiled}
+        own = (row for row in case if is_own(row, self.normalizer) and not row.graphed)
+        return {int(row.rate): row for row in own if row.compiled == self.compiled}
 
 
 T2V, TI2V, BOTH = "wan2.1-1.3b-480p", "wan2.2-5b-704p", "forward + backward"
@@ -110,8 +111,7 @@ def _cases(rows: Sequence[Row]) -> list[str]:
     for case in _by_case(row for row in rows if row.level != "rates"):
         if own := _own(case):
             first = next(iter(own.values()))
-            mode = "" if first.level == "op" else "compiled" if first.compiled else "eager"
-            key = (LEVELS.index(first.level), first.title, first.passes, mode, first.tokens)
+            key = (LEVELS.index(first.level), first.title, first.passes, mode_of(first), first.tokens)
             kinds.setdefault(key, []).append(case)
     lines, missing = [], []
     found = [(key, some) for key, cases in sorted(kinds.items()) for some in _by_package(cases)]
@@ -201,6 +201,13 @@ def break_even(points: Sequence[tuple[int, float]]) -> str:
     (n, ratio), (more, better) = points[slower[-1]], points[slower[-1] + 1]
     part = -math.log(ratio) / (math.log(better) - math.log(ratio))
     return f"about {round(n * (more / n) ** part, -2):,.0f}"
+
+
+def mode_of(row: Row) -> str:
+    """How a case runs, in a word or two: of models compiled or eager."""
+    if row.level == "op":
+        return "CUDA graph" if row.graphed else ""
+    return "compiled" if row.compiled else "eager"
 
 
 def _by_device(rows: Iterable[Row]) -> list[list[Row]]:

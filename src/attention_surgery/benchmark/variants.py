@@ -22,6 +22,7 @@ class Variant:
         backend: path of hybrid attention: "triton", or "eager" for PyTorch; "" if dense.
         normalizer, pattern: of hybrid attention.
         compiled: whether it runs under `torch.compile`: the operator by itself, or every block of a model.
+        graphed: whether all kernels of a call are launched as one CUDA graph: the operator only.
     """
 
     rate: Rate
@@ -30,6 +31,7 @@ class Variant:
     normalizer: Normalizer = "mean"
     pattern: Pattern = "stride"
     compiled: bool = False
+    graphed: bool = False
 
     @property
     def dense(self) -> bool:
@@ -45,7 +47,8 @@ class Variant:
             words = [f"R={self.rate}", self.normalizer]
             words += [self.pattern] if self.pattern != "stride" else []
             words += ["in PyTorch"] if self.backend == "eager" else []
-        return " ".join([*words, "compiled"] if self.compiled else words)
+        words += ["compiled"] if self.compiled else []
+        return " ".join([*words, "as a CUDA graph"] if self.graphed else words)
 
     def with_kernel(self, kernel: str) -> "Variant":
         """The same with `kernel` in place of FASTEST."""

@@ -1,6 +1,7 @@
 """Variants made ready to run: inputs and weights on the device, and a call without arguments for each."""
 
 import copy
+import functools
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor, nn
 
+from ..errors import BenchmarkError
 from ..layers.feature_map import FeatureMap
 from ..models import HybridConfig, convert_, hybrid_processors
 from ..ops.hybrid import hybrid_attention
@@ -87,22 +89,57 @@ def operator_calls(
 
     def ready(variant: Variant) -> Callable[[], object]:
         maps = [FeatureMap(heads, head_dim).to(place.device, place.dtype) for _ in range(2)]
-        attend, turns = operator(variant, maps[0], maps[1]), itertools.cycle(sets)
+        attend = operator(variant, maps[0], maps[1])
+        parameters = [] if variant.dense else [parameter for phi in maps for parameter in phi.parameters()]
 
         def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return attend(q, k, v) if every == 1 else attend(q, k[:, ::every], v[:, ::every])
 
-        if not backward:
-            return _without_gradients(lambda: forward(*next(turns)))
-        parameters = [] if variant.dense else [parameter for phi in maps for parameter in phi.parameters()]
+        def call(inputs: list[Tensor]) -> Tensor | tuple[Tensor, ...]:
+            if backward:
+                return torch.autograd.grad(forward(*inputs), [*inputs, *parameters], gradient)
+            with torch.no_grad():
+                return forward(*inputs)
 
-        def step() -> None:
-            inputs = next(turns)
-            torch.autograd.grad(forward(*inputs), [*inputs, *parameters], gradient)
-
-        return step
+        turns = [functools.partial(call, inputs) for inputs in sets]
+        if variant.graphed:
+            pool = torch.cuda.graph_pool_handle()
+            turns = [capture(turn, pool) for turn in turns]
+        each = itertools.cycle(turns)
+        return lambda: next(each)()
 
     return {variant: ready(variant) for variant in variants}
+
+
+def capture(call: Callable[[], Tensor | tuple[Tensor, ...]], pool: Any) -> Callable[[], object]:
+    """`call`, whose inputs stay where they are, as a CUDA graph with its memory from `pool`.
+
+    BenchmarkError if the graph's results are more than four roundings from those of a call without it.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        call()
+    torch.cuda.current_stream().wait_stream(side)
+    expected = call()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        found = call()
+    graph.replay()
+    for ours, theirs in zip(_tensors(found), _tensors(expected), strict=True):
+        error = float((ours.float() - theirs.float()).norm() / theirs.float().norm())
+        if not error <= 4 * torch.finfo(_tensors(found)[0].dtype).eps:
+            raise BenchmarkError(f"a CUDA graph's result is {error:.2g} from that of its kernels launched one by one")
+
+    def replay() -> object:
+        graph.replay()
+        return found
+
+    return replay
+
+
+def _tensors(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (result,) if isinstance(result, Tensor) else result
 
 
 # --- models --------------------------------------------------------------------------------------------------------
