@@ -36,10 +36,10 @@ class Compiled:
 
 
 class _Recorder:
-    """Stands in for a kernel: compiles it for the arguments it is launched with."""
+    """Stands in for a kernel: compiles it for the arguments it is launched with, or notes what would be compiled."""
 
-    def __init__(self, kernel: triton.JITFunction, arch: int, results: list[Compiled]) -> None:
-        self.kernel, self.arch, self.results = kernel, arch, results
+    def __init__(self, kernel: triton.JITFunction, arch: int, results: list[Compiled] | None, kinds: set[str]) -> None:
+        self.kernel, self.arch, self.results, self.kinds = kernel, arch, results, kinds
 
     def __getitem__(self, grid: tuple[int, ...]) -> "_Recorder":
         return self
@@ -52,9 +52,13 @@ class _Recorder:
                 signature[parameter.name], constants[(position,)] = "constexpr", value
                 continue
             signature[parameter.name] = _type(value)
-            if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+            aligned = isinstance(value, int) and value % 16 == 0 and not parameter.do_not_specialize
+            if isinstance(value, torch.Tensor) or aligned:
                 attributes[(position,)] = [["tt.divisibility", 16]]
         assert not arguments, f"{self.kernel.__name__} has no parameters {sorted(arguments)}"
+        self.kinds.add(f"{self.kernel.__name__} {signature} {constants} {sorted(attributes)}")
+        if self.results is None:
+            return
         compiled = triton.compile(
             ASTSource(self.kernel, signature, constants, attributes),
             target=GPUTarget("cuda", self.arch, 32),
@@ -149,23 +153,42 @@ def _written(text: str) -> set[int]:
 
 
 @contextmanager
-def recorded(arch: int) -> Iterator[list[Compiled]]:
-    """Within, launches of `forward` and `backward` compile for sm_`arch` instead of running."""
-    results: list[Compiled] = []
+def recorded(arch: int, results: list[Compiled] | None) -> Iterator[set[str]]:
+    """Within, launches of `forward` and `backward` compile for sm_`arch` into `results`, if given, instead of running.
+
+    Yields what Triton tells one compilation from another by.
+    """
+    kinds: set[str] = set()
     with ExitStack() as stack:
         stack.enter_context(patch.object(plan, "_hardware", lambda _: (arch, 132)))
         for module in (forward, backward):
             for name, value in vars(module).copy().items():
                 if isinstance(value, triton.JITFunction):
-                    stack.enter_context(patch.object(module, name, _Recorder(value, arch, results)))
-        yield results
+                    stack.enter_context(patch.object(module, name, _Recorder(value, arch, results, kinds)))
+        yield kinds
 
 
 def compile_all(
     arch: int, head_dim: int, *, degree: int = 2, dtype: torch.dtype = torch.bfloat16, table: bool = False
 ) -> list[Compiled]:
     """Every kernel at its block sizes for this architecture, both sides of the gradients, weights wanted."""
-    b, n, h, rate, features = 1, 4096, 2, 4, degree * head_dim
+    results: list[Compiled] = []
+    with recorded(arch, results):
+        launch_all(head_dim, degree=degree, dtype=dtype, table=table)
+    return results
+
+
+def launch_all(
+    head_dim: int,
+    *,
+    n: int = 4096,
+    h: int = 2,
+    degree: int = 2,
+    dtype: torch.dtype = torch.bfloat16,
+    table: bool = False,
+) -> None:
+    """Call everything that launches a kernel once, at rate 4."""
+    b, rate, features = 1, 4, degree * head_dim
     q, k, v = (torch.empty(b, n, h, head_dim, dtype=dtype) for _ in range(3))
     phi = Map(
         torch.empty(h, head_dim, features), torch.empty(h, features),
@@ -173,13 +196,11 @@ def compile_all(
     )  # fmt: skip
     state, mass = torch.empty(b, h, features, head_dim), torch.empty(b, h, features)
     rows = torch.empty(b, h, n)
-    positions = torch.empty(h, n // rate, dtype=torch.int64) if table else None
-    with recorded(arch) as results:
-        forward.linear_state(k, v, phi, positions, rate)
-        forward.merge(q, q, state, mass, phi, 0.1)
-        forward.merge(q, q, state, mass, phi, 0.1, rows)
-        forward.attend(q, k[:, ::rate], v[:, ::rate])
-        backward.state_gradients(state, mass, (k[:, ::rate], v[:, ::rate]), k, v, phi, positions, rate, True)
-        backward.merge_gradients(q, q, rows, q, state, mass, phi, 0.1, True)
-        backward.attend_gradients(q, k[:, ::rate], v[:, ::rate], q, rows, rows, q)
-    return results
+    positions = torch.empty(h, -(-n // rate), dtype=torch.int64) if table else None
+    forward.linear_state(k, v, phi, positions, rate)
+    forward.merge(q, q, state, mass, phi, 0.1)
+    forward.merge(q, q, state, mass, phi, 0.1, rows)
+    forward.attend(q, k[:, ::rate], v[:, ::rate])
+    backward.state_gradients(state, mass, (k[:, ::rate], v[:, ::rate]), k, v, phi, positions, rate, True)
+    backward.merge_gradients(q, q, rows, q, state, mass, phi, 0.1, True)
+    backward.attend_gradients(q, k[:, ::rate], v[:, ::rate], q, rows, rows, q)

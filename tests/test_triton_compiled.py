@@ -7,7 +7,14 @@ triton = pytest.importorskip("triton")
 if triton.knobs.runtime.interpret:
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-from ahead_of_time import SHARED_MEMORY, compile_all, idle_warps, overwritten_in_flight  # noqa: E402
+from ahead_of_time import (  # noqa: E402
+    SHARED_MEMORY,
+    compile_all,
+    idle_warps,
+    launch_all,
+    overwritten_in_flight,
+    recorded,
+)
 
 KERNELS = {
     "state_kernel", "merge_kernel", "attend_kernel", "output_gradient_kernel", "map_gradient_kernel",
@@ -54,6 +61,17 @@ def test_other_arguments_fit_the_device(arch: int, head_dim: int, degree: int, d
         assert kernel.shared <= SHARED_MEMORY[arch], f"{kernel.name} needs {kernel.shared} bytes of shared memory"
         assert not idle_warps(kernel.ttgir), kernel.name
         assert not overwritten_in_flight(kernel.sass), kernel.name
+
+
+def test_one_compilation_serves_every_length_and_any_number_of_heads() -> None:
+    """A new resolution waits for no compiler."""
+    for arch, table in ((90, False), (90, True), (80, False)):
+        found = []
+        for n, h in ((4096, 2), (4090, 3), (1000, 16)):
+            with recorded(arch, None) as kinds:
+                launch_all(128, n=n, h=h, table=table)
+            found.append(kinds)
+        assert found[0] == found[1] == found[2]
 
 
 def test_an_operand_overwritten_in_flight_is_found() -> None:

@@ -93,6 +93,8 @@ class Row:
 
 COLUMNS = tuple(field.name for field in fields(Row))
 _TYPES = get_type_hints(Row)
+_ADDED = {"graphed": "False"}
+"""Columns that files of earlier versions lack, and what those would have said."""
 
 
 def write_rows(path: str | Path, rows: Iterable[Row]) -> None:
@@ -114,13 +116,15 @@ def _read(path: Path) -> list[Row]:
         raise DataError(f"{path} does not exist; expected a CSV file that `attention-surgery benchmark` has written")
     with open(path, encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            differing = sorted(set(reader.fieldnames or ()) ^ set(COLUMNS))
+        names = tuple(reader.fieldnames or ())
+        added = {name: text for name, text in _ADDED.items() if name not in names}
+        if names != tuple(name for name in COLUMNS if name not in added):
+            differing = sorted(set(names) ^ set(COLUMNS))
             raise DataError(f"{path} does not have the columns of a benchmark; differing: {differing or 'their order'}")
         rows = []
         for number, line in enumerate(reader, start=2):
             try:
-                rows.append(Row(**{name: _from_text(name, line[name]) for name in COLUMNS}))
+                rows.append(Row(**{name: _from_text(name, (line | added)[name]) for name in COLUMNS}))
             except (ValueError, TypeError) as error:
                 raise DataError(f"{path}, line {number}: {error}") from error
     return rows

@@ -4,10 +4,10 @@
 import triton
 import triton.language as tl
 
-from .tiles import load_tile, store_tile
+from .tiles import kernel, load_tile, store_tile
 
 
-@triton.jit
+@kernel
 def attend_kernel(
     q, k, v, o, mass, top, N, M, H, logit_scale,
     stride_qb, stride_qn, stride_qh, stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh,

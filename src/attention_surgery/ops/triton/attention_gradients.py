@@ -4,13 +4,12 @@
 With P_ij = exp(s_ij - c_i) and the gradients dô_i of the numerator and -δ_i of the mass, ds_ij = P_ij (dô_i·v_j - δ_i).
 """
 
-import triton
 import triton.language as tl
 
-from .tiles import load_tile, store_tile
+from .tiles import kernel, load_tile, store_tile
 
 
-@triton.jit
+@kernel
 def query_gradient_kernel(
     q, k, v, grad, delta, top, linear_grad, dq, N, M, H, logit_scale, scale,
     stride_qb, stride_qn, stride_qh, stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh,
@@ -40,7 +39,7 @@ def query_gradient_kernel(
     store_tile(dq, b, h, start, N, H, acc, BM, D, TMA)
 
 
-@triton.jit
+@kernel
 def key_gradient_kernel(
     q, k, v, grad, delta, top, dk, dv, N, M, H, logit_scale, scale,
     stride_qb, stride_qn, stride_qh, stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh,

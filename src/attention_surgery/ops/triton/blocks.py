@@ -67,7 +67,7 @@ GENERIC: dict[Kernel, Blocks] = {
     "output_gradient": Blocks(rows=32, warps=4),
     "map_gradient": Blocks(rows=32, warps=8, stages=1),
     "value_gradient": Blocks(rows=64, warps=8, stages=1),
-    "softmax_tokens": Blocks(rows=64, warps=4),
+    "softmax_tokens": Blocks(rows=32, warps=4),
     "token_product": Blocks(rows=32, warps=8, stages=1),
     "sum_products": Blocks(rows=32, warps=4),
     "query_gradient": Blocks(rows=64, across=32, warps=8, stages=1),

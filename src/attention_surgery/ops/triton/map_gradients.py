@@ -17,10 +17,10 @@ import triton
 import triton.language as tl
 
 from .activations import power, power_grad, silu_grad, squareplus, squareplus_grad
-from .tiles import embed, linear_tokens, load_matrix, load_rows, load_vector, store_matrix, store_rows
+from .tiles import embed, kernel, linear_tokens, load_matrix, load_rows, load_vector, store_matrix, store_rows
 
 
-@triton.jit
+@kernel
 def output_gradient_kernel(
     dy, y, denominator, scaled, delta, N, H, stride_yb, stride_yn, stride_yh, BM: tl.constexpr, D: tl.constexpr
 ):  # fmt: skip
@@ -38,7 +38,7 @@ def output_gradient_kernel(
     tl.store(delta + vector, tl.sum(g * load_rows(y + out, rows, H * D, mask, D).to(tl.float32), 1), mask=mask)
 
 
-@triton.jit
+@kernel
 def map_gradient_kernel(
     x, g, delta, state, mass, w1, b1, w2, b2, table, dx, work, work_hidden, count, padded, N, H, first, scale, zero,
     stride_xb, stride_xn, stride_xh, stride_gb, stride_gn, stride_gh, stride_table,
@@ -108,7 +108,7 @@ def map_gradient_kernel(
     store_rows(dx + (b * N * H + h) * D, rows, H * D, mask, acc, D)
 
 
-@triton.jit
+@kernel
 def value_gradient_kernel(
     work, state, table, dv, count, padded, N, H, first, stride_table,
     RATE: tl.constexpr, TABLE: tl.constexpr, WORK: tl.constexpr, BM: tl.constexpr, D: tl.constexpr, P: tl.constexpr,
@@ -131,7 +131,7 @@ def value_gradient_kernel(
     store_rows(dv + (b * N * H + h) * D, rows, H * D, mask, acc, D)
 
 
-@triton.jit
+@kernel
 def softmax_tokens_kernel(
     dk_soft, dv_soft, dk, dv, table, M, N, H,
     stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh, stride_table,
@@ -154,7 +154,7 @@ def softmax_tokens_kernel(
     store_rows(dv + out, rows, H * D, mask, tile, D)
 
 
-@triton.jit
+@kernel
 def token_product_kernel(
     x, g, delta, work, table, product, count, padded, steps, N, H, first, record, share,
     stride_xb, stride_xn, stride_xh, stride_gb, stride_gn, stride_gh, stride_table,
@@ -256,7 +256,7 @@ def _store_row(out, values, row, column, D: tl.constexpr, P: tl.constexpr):
     tl.store(out + row * (P * D) + column * D + tl.arange(0, D), values)
 
 
-@triton.jit
+@kernel
 def sum_products_kernel(
     product, dstate, dmass, dw1, db1, dw2, db2, shares, B, H, record, share, scale,
     QUERY: tl.constexpr, WEIGHTS: tl.constexpr, BM: tl.constexpr, D: tl.constexpr, P: tl.constexpr,

@@ -4,14 +4,13 @@
 y = (m·o + r·φ_q S̄) / (m + r·φ_q z̄), with o the softmax part's output and m its mass.
 """
 
-import triton
 import triton.language as tl
 
 from .activations import powers, squareplus
-from .tiles import embed, load_matrix, load_tile, load_vector, store_tile
+from .tiles import embed, kernel, load_matrix, load_tile, load_vector, store_tile
 
 
-@triton.jit
+@kernel
 def merge_kernel(
     q, o, softmax_mass, state, mass, w1, b1, w2, b2, y, denominator, N, H, ratio,
     stride_qb, stride_qn, stride_qh, stride_ob, stride_on, stride_oh,

@@ -1,14 +1,13 @@
 # pyright: reportGeneralTypeIssues=false, reportArgumentType=false, reportPossiblyUnboundVariable=false
 """S and z of Eq. 5: the linear tokens' φ_k(k)ᵀ v and φ_k(k), summed without φ_k ever in memory."""
 
-import triton
 import triton.language as tl
 
 from .activations import power, silu, squareplus
-from .tiles import linear_tokens, load_matrix, load_rows
+from .tiles import kernel, linear_tokens, load_matrix, load_rows
 
 
-@triton.jit
+@kernel
 def state_kernel(
     k, v, w1, b1, w2, b2, table, state, mass, count, H, tiles, zero,
     stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh, stride_table,
