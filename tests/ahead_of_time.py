@@ -48,12 +48,12 @@ class _Recorder:
         signature, constants, attributes = {}, {}, {}
         for position, parameter in enumerate(self.kernel.params):
             value = arguments.pop(parameter.name)
-            if parameter.is_constexpr or value is None:
+            number = isinstance(value, int) and not parameter.do_not_specialize
+            if parameter.is_constexpr or value is None or (number and value == 1):
                 signature[parameter.name], constants[(position,)] = "constexpr", value
                 continue
             signature[parameter.name] = _type(value)
-            aligned = isinstance(value, int) and value % 16 == 0 and not parameter.do_not_specialize
-            if isinstance(value, torch.Tensor) or aligned:
+            if isinstance(value, torch.Tensor) or (number and value % 16 == 0):
                 attributes[(position,)] = [["tt.divisibility", 16]]
         assert not arguments, f"{self.kernel.__name__} has no parameters {sorted(arguments)}"
         self.kinds.add(f"{self.kernel.__name__} {signature} {constants} {sorted(attributes)}")

@@ -561,7 +561,50 @@ def test_what_runs_as_a_cuda_graph_stands_by_itself(finished):
     )
     assert len([line for line in table if line.startswith(f"- {HYBRID.name}")]) == 2
     assert len(time_figure([*rows, *graphed]).axes) == 2 and len(time_figure(rows).axes) == 1
-    assert speed_table([*rows, *graphed]) == speed_table(rows)
+    rows, graphed = ([dataclasses.replace(row, shape="n8192") for row in some] for some in (rows, graphed))
+    assert len(speed_table(rows)) == 4 and speed_table([*graphed, *rows]) == speed_table(rows)
+
+
+def test_a_file_from_before_cuda_graphs_is_read(finished, tmp_path):
+    table = [line.split(",") for line in finished.read_text().splitlines()]
+    place = table[0].index("graphed")  # no text with a comma stands before it
+    lines = [",".join(cells[:place] + cells[place + 1 :]) for cells in table]
+    (tmp_path / "earlier.csv").write_text("\n".join(lines) + "\n")
+    assert read_rows(tmp_path / "earlier.csv") == read_rows(finished)
+    (tmp_path / "earlier.csv").write_text("\n".join([lines[0].replace("case", "ca"), *lines[1:]]))
+    with pytest.raises(DataError, match=r"differing: \['ca', 'case'\]"):
+        read_rows(tmp_path / "earlier.csv")
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "note"),
+    [
+        (workloads.WrongGraph("it is 1 from its kernels"), "wrong", "it is 1 from its kernels"),
+        (RuntimeError("no capture"), "does not run", "RuntimeError: no capture"),
+    ],
+)
+def test_a_graph_that_fails_costs_no_other_variant_its_place(fault, status, note, tmp_path, monkeypatch):
+    """Without a GPU there is nothing to capture: what would be a graph is a call, or fails as a graph does."""
+    faults, honest = [], measure.make_calls
+
+    def graphs_of(turns):
+        def call():
+            if faults:
+                raise faults.pop()
+            return turns[0]()
+
+        return call
+
+    def make_calls(*arguments):
+        faults.append(fault)
+        return honest(*arguments)
+
+    monkeypatch.setattr(workloads, "graphs_of", graphs_of)
+    monkeypatch.setattr(measure, "make_calls", make_calls)
+    variants = tuple(dataclasses.replace(each, graphed=True) for each in (DENSE, HYBRID))
+    rows, _ = run(tmp_path, case(variants=variants, graphed=True))
+    assert {row.rate: (row.status, row.note) for row in rows} == {"1": (status, note), "4": ("measured", "")}
+    assert all(row.graphed for row in rows)
 
 
 @pytest.mark.gpu
@@ -575,8 +618,10 @@ def test_a_cuda_graph_that_computes_something_else_is_refused():
 
     pool = torch.cuda.graph_pool_handle()
     assert torch.equal(workloads.capture(lambda: 2 * x, pool)(), 2 * x)
-    with pytest.raises(BenchmarkError, match="from that of its kernels launched one by one"):
+    with pytest.raises(workloads.WrongGraph, match="from that of its kernels launched one by one"):
         workloads.capture(growing, pool)
+    rotated = workloads.graphs_of([lambda: 2 * x, lambda: 3 * x])
+    assert [float(rotated()[0]) for _ in range(4)] == [2, 3, 2, 3]
 
 
 def test_figures_need_nothing_but_the_file(finished, tmp_path):

@@ -67,11 +67,11 @@ def test_one_compilation_serves_every_length_and_any_number_of_heads() -> None:
     """A new resolution waits for no compiler."""
     for arch, table in ((90, False), (90, True), (80, False)):
         found = []
-        for n, h in ((4096, 2), (4090, 3), (1000, 16)):
+        for n, h in ((4096, 2), (4090, 3), (1000, 16), (70, 1)):
             with recorded(arch, None) as kinds:
                 launch_all(128, n=n, h=h, table=table)
             found.append(kinds)
-        assert found[0] == found[1] == found[2]
+        assert found[0] == found[1] == found[2] == found[3]
 
 
 def test_an_operand_overwritten_in_flight_is_found() -> None:

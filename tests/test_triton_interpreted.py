@@ -364,17 +364,49 @@ def test_gradients_that_nobody_wants_are_left_out() -> None:
 
 
 @interpreted
-@pytest.mark.parametrize("heads_per_round", [1, 3])
-def test_rounds_change_nothing(heads_per_round, monkeypatch) -> None:
+def test_second_derivatives_are_refused() -> None:
+    q, k, v, dy, phis = inputs(12)
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    y = asg.hybrid_attention(*leaves, *phis, rate=4, normalizer="mean", backend="triton")
+    slopes = torch.autograd.grad(y, leaves, dy, create_graph=True)
+    with pytest.raises(NotImplementedError, match="the kernels of hybrid attention are differentiable once"):
+        torch.autograd.grad(sum(slope.sum() for slope in slopes), leaves)
+
+
+@interpreted
+@pytest.mark.parametrize(("heads_per_round", "expected"), [(1, [1] * 10), (3, [3, 3, 3, 1]), (6, [5, 5])])
+def test_rounds_change_nothing(heads_per_round, expected, monkeypatch, poisoned) -> None:
     from attention_surgery.ops.triton import backward
 
-    case = inputs(14, b=2, h=2)
+    case = inputs(14, b=2, h=5)
     options = {"rate": 4, "normalizer": "mean", "backend": "triton"}
     whole = run(asg.hybrid_attention, torch.float32, *case, **options)
-    monkeypatch.setattr(backward, "WORKSPACE_BYTES", heads_per_round * 3 * 16 * 64 * 4)
+    launched = []
+    kernel = backward.map_gradient_kernel
+    watched = {"__getitem__": lambda _, grid: launched.append(grid[1]) or kernel[grid]}
+    monkeypatch.setattr(backward, "map_gradient_kernel", type("Watched", (), watched)())
+    monkeypatch.setattr(backward, "WORKSPACE_BYTES", heads_per_round * 4 * 16 * 64 * 4)
     monkeypatch.setattr(backward, "WORKSPACE_TENSORS", 0)
     rounds = run(asg.hybrid_attention, torch.float32, *case, **options)
+    assert launched == 2 * expected
     assert all(torch.allclose(rounds[name], whole[name], rtol=1e-5, atol=1e-6) for name in whole)
+
+
+@interpreted
+def test_shares_of_the_tokens_add_up(monkeypatch, poisoned) -> None:
+    """Sums over the tokens, split among more programs than two multiprocessors ask for."""
+    from attention_surgery.ops.triton import plan
+
+    case = inputs(150, b=2, h=2)
+    options = {"rate": 4, "normalizer": "mean", "backend": "triton"}
+    whole = run(asg.hybrid_attention, torch.float32, *case, **options)
+    split = []
+    shares = plan.Plan.shares
+    monkeypatch.setattr(plan.Plan, "shares", lambda *arguments: split.append(shares(*arguments)) or split[-1])
+    monkeypatch.setattr(plan, "PROCESSORS", 400)
+    shared = run(asg.hybrid_attention, torch.float32, *case, **options)
+    assert len(split) == 3 and all(count > 3 for count, _ in split)
+    assert all(torch.allclose(shared[name], whole[name], rtol=1e-5, atol=1e-6) for name in whole)
 
 
 @interpreted
@@ -435,7 +467,7 @@ def test_operators_keep_pytorchs_contract() -> None:
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     fakes = ("test_schema", "test_faketensor")
     opcheck = torch.library.opcheck
-    opcheck(operators.linear_state, (k, v, *parameters, None, 4), test_utils=fakes)
+    opcheck(operators.linear_state, (k, v, *parameters, None, 4), test_utils=checks)
     opcheck(operators.merge, (q, v, state, mass, *parameters, 0.1), test_utils=checks)
     opcheck(operators.attend, (q, k[:, ::4], v[:, ::4], state, mass, *parameters, 0.1), test_utils=checks)
     with torch.no_grad():

@@ -18,7 +18,7 @@ from .shapes import Shape
 from .timing import Summary, interleave, peak_memory, speedup
 from .variants import Variant, dense_kernels
 from .verification import describe_error, verify_at_size
-from .workloads import Place, make_calls, operator_calls
+from .workloads import Place, WrongGraph, make_calls, operator_calls
 
 _log = logging.getLogger("attention_surgery")
 
@@ -28,16 +28,19 @@ TRIAL_SECONDS = 0.3
 
 
 def rank_kernels(
-    shape: Shape, backward: bool, place: Place, verdicts: Verdicts, *, rates: Sequence[int] = ()
+    shape: Shape, backward: bool, place: Place, verdicts: Verdicts, *, rates: Sequence[int] = (), graphed: bool = False
 ) -> dict[int, list[str]]:
     """The dense kernels that are right here, the fastest first, at up to 16k tokens; without those to be compiled.
 
-    Of rate 1 on all keys; of each of `rates` on every R-th key, and of those that the dispatcher takes alone.
+    Of rate 1 on all keys; of each of `rates` on every R-th key, and of those that the dispatcher takes alone. With
+    `graphed` they race as CUDA graphs.
 
     BenchmarkError if none of those that diffusers' models can use is among them.
     """
     trial = replace(shape, tokens=min(shape.tokens, TRIAL_TOKENS))
-    kernels = tuple(variant for variant in dense_kernels((), place.device) if not variant.compiled)
+    kernels = tuple(
+        replace(variant, graphed=graphed) for variant in dense_kernels((), place.device) if not variant.compiled
+    )
     case = Case(scope="op", shape=trial, variants=kernels, backward=backward)
     found = {variant: verdicts[Check.of(variant, case)] for variant in kernels}
     able = tuple(variant for variant in kernels if found[variant].good)
@@ -113,8 +116,10 @@ def _try_at_size(case: Case, variant: Variant, call: Callable[[], object], place
     """Makes the first call; whether the variant may be timed, and why not."""
     try:
         result = call()
-        kernels = case.scope == "op" and variant.backend == "triton" and not variant.graphed  # whose are the same
+        kernels = case.scope == "op" and variant.backend == "triton"
         wrong = verify_at_size(variant, case.shape, place) if kernels else None
+    except WrongGraph as error:
+        return "wrong", str(error)
     except Exception as error:  # named in the table; a hybrid that does not run ends the command with an error
         _log.warning("%s: %s does not run", case.name, variant.name, exc_info=error)
         return "does not run", describe_error(error)

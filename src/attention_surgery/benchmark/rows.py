@@ -118,8 +118,9 @@ def _read(path: Path) -> list[Row]:
         reader = csv.DictReader(file)
         names = tuple(reader.fieldnames or ())
         added = {name: text for name, text in _ADDED.items() if name not in names}
-        if names != tuple(name for name in COLUMNS if name not in added):
-            differing = sorted(set(names) ^ set(COLUMNS))
+        expected = tuple(name for name in COLUMNS if name not in added)
+        if names != expected:
+            differing = sorted(set(names) ^ set(expected))
             raise DataError(f"{path} does not have the columns of a benchmark; differing: {differing or 'their order'}")
         rows = []
         for number, line in enumerate(reader, start=2):

@@ -124,16 +124,18 @@ def check_rows(rows: Sequence[Row]) -> None:
 
 def _resolve(cases: Sequence[Case], place: Place, verdicts: Verdicts, kernel: str | None) -> list[Case]:
     """The cases with kernels by name: dense attention is verified and its kernels race, once per kind of case."""
-    ranked: dict[tuple[int, int, int, bool], dict[int, list[str]]] = {}
+    ranked: dict[tuple[int, int, int, bool, bool], dict[int, list[str]]] = {}
     rates = sorted({cast(int, variant.rate) for case in cases for variant in case.variants if not variant.dense})
     resolved = []
     for case in cases:
         spec = case.shape.spec
-        key = (spec.heads, spec.head_dim, min(case.shape.tokens, TRIAL_TOKENS), case.backward)
+        key = (spec.heads, spec.head_dim, min(case.shape.tokens, TRIAL_TOKENS), case.backward, case.graphed)
         if key not in ranked:
             kernels = tuple(variant for variant in dense_kernels((), place.device) if not variant.compiled)
             prepare([replace(case, scope="op", variants=kernels)], place, 0, verdicts)
-            ranked[key] = rank_kernels(case.shape, case.backward, place, verdicts, rates=rates)
+            ranked[key] = rank_kernels(
+                case.shape, case.backward, place, verdicts, rates=rates, graphed=case.graphed
+            )  # fmt: skip
         resolved.append(with_kernels(case, ranked[key], place.device, kernel))
     return resolved
 

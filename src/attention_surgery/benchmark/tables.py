@@ -96,8 +96,8 @@ def results_table(rows: Sequence[Row]) -> list[str]:
         first = mine[0]
         versions = {"torch": first.torch, "triton": first.triton, "diffusers": first.diffusers, "cuDNN": first.cudnn}
         listed = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-        commands = dict.fromkeys(f"`{row.command}` ({row.date[:10]})" for row in mine)
-        lines += [f"### {first.device}", "", f"{', '.join(commands)}; {listed}; {first.dtype}.", ""]
+        runs = [f"{number}. {run}" for run, number in _runs(mine).items()]
+        lines += [f"### {first.device}", "", f"{listed}; {first.dtype}. Runs:", "", *runs, ""]
         for table in (_cases, _variants, _break_even, _rates):
             if found := table(mine):
                 lines += [*found, ""]
@@ -105,7 +105,8 @@ def results_table(rows: Sequence[Row]) -> list[str]:
 
 
 def _cases(rows: Sequence[Row]) -> list[str]:
-    """Our default at every level, shape and pass; what is not measured is listed below."""
+    """Our default at every level, shape and pass, and which run it is of; what is not measured is listed below."""
+    runs = _runs(rows)
     rates = sorted({int(row.rate) for row in rows if is_own(row) and row.level != "rates"})
     kinds: dict[tuple[int, str, str, str, int], list[list[Row]]] = {}
     for case in _by_case(row for row in rows if row.level != "rates"):
@@ -124,12 +125,12 @@ def _cases(rows: Sequence[Row]) -> list[str]:
         shown = [own.get(rate) for rate in rates]
         peaks = [f"{row.peak_mib:.0f}" for row in (dense, *shown) if row is not None and row.peak_mib is not None]
         cells = [LEVELS[level], title, f"{tokens:,}", passes, mode, "" if dense is None else _dense(dense)]
-        cells += [*(_ratio(row, share=True) for row in shown), " / ".join(peaks)]
+        cells += [*(_ratio(row, share=True) for row in shown), " / ".join(peaks), str(runs[_run(case[0])])]
         lines.append("| " + " | ".join(cells) + " |")
     if lines:
         head = [
-            "| | | N | passes | | dense, ms | " + " | ".join(f"R = {rate}" for rate in rates) + " | peak, MiB |",
-            "|---|---|--:|---|---" + "|--:" * (2 + len(rates)) + "|",
+            "| | | N | passes | | dense, ms | " + " | ".join(f"R = {rate}" for rate in rates) + " | peak, MiB | run |",
+            "|---|---|--:|---|---" + "|--:" * (3 + len(rates)) + "|",
         ]
         note = (
             "Speed-ups against the fastest dense attention, their 95 % intervals, shares of the FLOP limit; peak "
@@ -208,6 +209,15 @@ def mode_of(row: Row) -> str:
     if row.level == "op":
         return "CUDA graph" if row.graphed else ""
     return "compiled" if row.compiled else "eager"
+
+
+def _run(row: Row) -> str:
+    return f"`{row.command}` ({row.date[:10]})"
+
+
+def _runs(rows: Iterable[Row]) -> dict[str, int]:
+    """Command and day → the number of the run."""
+    return {run: number for number, run in enumerate(dict.fromkeys(map(_run, rows)), start=1)}
 
 
 def _by_device(rows: Iterable[Row]) -> list[list[Row]]:

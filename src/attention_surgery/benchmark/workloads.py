@@ -3,7 +3,7 @@
 import copy
 import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,7 +12,6 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor, nn
 
-from ..errors import BenchmarkError
 from ..layers.feature_map import FeatureMap
 from ..models import HybridConfig, convert_, hybrid_processors
 from ..ops.hybrid import hybrid_attention
@@ -102,19 +101,35 @@ def operator_calls(
                 return forward(*inputs)
 
         turns = [functools.partial(call, inputs) for inputs in sets]
-        if variant.graphed:
-            pool = torch.cuda.graph_pool_handle()
-            turns = [capture(turn, pool) for turn in turns]
-        each = itertools.cycle(turns)
-        return lambda: next(each)()
+        return graphs_of(turns) if variant.graphed else _in_rotation(turns)
 
     return {variant: ready(variant) for variant in variants}
+
+
+class WrongGraph(Exception):
+    """A CUDA graph computes something else than its kernels do when they are launched one by one."""
+
+
+def graphs_of(turns: Sequence[Callable[[], Any]]) -> Callable[[], object]:
+    """`turns` in rotation, as CUDA graphs that share their memory. All are captured, and checked, by the first call."""
+
+    @functools.cache
+    def replays() -> Callable[[], object]:
+        pool = torch.cuda.graph_pool_handle()
+        return _in_rotation([capture(turn, pool) for turn in turns])
+
+    return lambda: replays()()
+
+
+def _in_rotation(turns: Sequence[Callable[[], object]]) -> Callable[[], object]:
+    each = itertools.cycle(turns)
+    return lambda: next(each)()
 
 
 def capture(call: Callable[[], Tensor | tuple[Tensor, ...]], pool: Any) -> Callable[[], object]:
     """`call`, whose inputs stay where they are, as a CUDA graph with its memory from `pool`.
 
-    BenchmarkError if the graph's results are more than four roundings from those of a call without it.
+    WrongGraph if its results are more than four roundings from those of a call without it.
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -129,7 +144,7 @@ def capture(call: Callable[[], Tensor | tuple[Tensor, ...]], pool: Any) -> Calla
     for ours, theirs in zip(_tensors(found), _tensors(expected), strict=True):
         error = float((ours.float() - theirs.float()).norm() / theirs.float().norm())
         if not error <= 4 * torch.finfo(_tensors(found)[0].dtype).eps:
-            raise BenchmarkError(f"a CUDA graph's result is {error:.2g} from that of its kernels launched one by one")
+            raise WrongGraph(f"a CUDA graph's result is {error:.2g} from that of its kernels launched one by one")
 
     def replay() -> object:
         graph.replay()

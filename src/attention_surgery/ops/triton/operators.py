@@ -20,11 +20,13 @@ from .plan import Map, linear_count
 def operator(function: Callable[..., Any]) -> Any:
     """Registers `function`, whose results are new tensors, as an operator of that name.
 
-    As `torch.library.custom_op` does, without the checks that it makes at every call: those take as long as a launch.
+    As `torch.library.custom_op` does, without the check of every call for results that alias its arguments, which takes
+    the host longer than a launch.
     """
     name = f"attention_surgery::{function.__name__}"
-    torch.library.define(name, torch.library.infer_schema(function, mutates_args=()))
-    torch.library.impl(name, "default", function)
+    schema = torch.library.infer_schema(function, mutates_args=())
+    torch.library.define(name, schema, tags=torch.Tag.pt2_compliant_tag)
+    torch.library.impl(name, "default", torch.compiler.disable(function))
     return getattr(torch.ops.attention_surgery, function.__name__).default
 
 
@@ -187,6 +189,14 @@ def _attend_backward(ctx: Any, dy: Tensor, _: Tensor, __: Tensor) -> tuple[Any, 
 
 
 torch.library.register_autograd(attend.name(), _attend_backward, setup_context=_keep_attend)
+
+
+def _refuse(*_: Any) -> Any:
+    raise NotImplementedError("no derivative: the kernels of hybrid attention are differentiable once")
+
+
+for each in (linear_state, linear_state_backward, merge_backward, attend_backward):
+    torch.library.register_autograd(each.name(), _refuse)
 
 
 def _map_flops(tokens: int, w1: torch.Size) -> int:

@@ -15,6 +15,9 @@ from .descriptors import dense, matrix_descriptor, token_descriptor
 INTERPRETED: bool = knobs.runtime.interpret
 """Whether the kernels run in Triton's interpreter (TRITON_INTERPRET=1), on the CPU."""
 
+PROCESSORS = 2
+"""That the interpreter seems to have: sums over the tokens then have a share or two."""
+
 
 class Map(NamedTuple):
     """Parameters of a feature map of two layers: weights h × in × out, biases h × out."""
@@ -42,7 +45,7 @@ class Plan:
         self.dtype, self.device = x.dtype, x.device
         self.half = x.dtype.itemsize == 2
         self.arch: int | None = None
-        self.processors = 2
+        self.processors = PROCESSORS
         if not INTERPRETED:
             self.arch, self.processors = _hardware(x.device)
 
