@@ -50,7 +50,7 @@ def hybrid_attention(
         attention_backend: diffusers attention backend of the softmax part under "mean" (None: the active one).
 
     Returns:
-        b n h d, in the dtype of q.
+        b n h d, in the dtype of q. The kernels are differentiable once.
 
     Raises:
         TensorError: shapes, dtypes or devices that do not fit; the message names the argument.
