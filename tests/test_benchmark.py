@@ -370,6 +370,25 @@ def test_short_calls_are_repeated_within_a_turn():
     assert count[0] == 1 + 2 * MAX_REPEATS
 
 
+def test_calls_that_lead_a_turn_in_are_not_timed(monkeypatch):
+    monkeypatch.setattr(timing, "_lead", lambda milliseconds, device: 2)
+    count = [0]
+
+    def call():
+        count[0] += 1
+        _wait(0.05 if count[0] % 3 == 1 else 0.2)  # how long does it take? Then two that lead in, one that is timed
+
+    times = interleave({"A": call}, CPU, seconds=0, min_rounds=2)
+    assert count[0] == 1 + 2 * (2 + 1)
+    assert all(50 <= time < 150 for time in times["A"])
+
+
+def test_a_lead_in_is_as_long_as_a_clock_takes():
+    gpu = torch.device("cuda")
+    assert [timing._lead(each, gpu) for each in (0.001, 2.2, 43.0, 500.0)] == [MAX_REPEATS, 45, 2, 0]
+    assert timing._lead(2.2, CPU) == 0
+
+
 def test_a_drift_of_the_machine_cancels():
     slowing = [1.0, 2.0, 4.0, 8.0, 16.0]
     assert speedup([2 * time for time in slowing], slowing) == (2.0, 2.0, 2.0)

@@ -44,9 +44,9 @@ def hybrid_attention(
         normalizer: "max" is Eq. 5; "mean" takes c_i as the log of the mean exponential over the softmax tokens.
         pattern: "stride" is the paper's set; see `softmax_token_mask`.
         grid: (frames, rows, columns) of the tokens, for pattern "lattice".
-        backend: "eager" is the PyTorch path; "triton" the fused kernels (verified on an H100 only, of compute
-            capability 9.0); "auto" takes the kernels where they can run, and on a GPU says in the log, once per reason,
-            why they cannot.
+        backend: "eager" is the PyTorch path; "triton" the fused kernels (verified on H200 and H100 only, of
+            compute capability 9.0); "auto" takes the kernels where they can run, and on a GPU says in the log, once per
+            reason, why they cannot.
         attention_backend: diffusers attention backend of the softmax part under "mean" (None: the active one).
 
     Returns:
