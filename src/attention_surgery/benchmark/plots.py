@@ -94,7 +94,8 @@ def speedup_figure(rows: Sequence[Row]) -> Figure | None:
     axes.set_xlabel("times as fast as the fastest dense attention", fontsize=8)
     _tidy(axes)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    axes.legend(handles.values(), handles.keys(), frameon=False, fontsize=7, loc="lower right")
+    above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": len(handles)}
+    axes.legend(handles.values(), handles.keys(), frameon=False, fontsize=7, **above)
     return figure
 
 
