@@ -171,7 +171,7 @@ def recorded(arch: int, results: list[Compiled] | None) -> Iterator[set[str]]:
 def compile_all(
     arch: int, head_dim: int, *, degree: int = 2, dtype: torch.dtype = torch.bfloat16, table: bool = False
 ) -> list[Compiled]:
-    """Every kernel at its block sizes for this architecture, both sides of the gradients, weights wanted."""
+    """Every kernel at its block sizes for this architecture, both sides of the gradients, with and without weights."""
     results: list[Compiled] = []
     with recorded(arch, results):
         launch_all(head_dim, degree=degree, dtype=dtype, table=table)
@@ -201,6 +201,7 @@ def launch_all(
     forward.merge(q, q, state, mass, phi, 0.1)
     forward.merge(q, q, state, mass, phi, 0.1, rows)
     forward.attend(q, k[:, ::rate], v[:, ::rate])
-    backward.state_gradients(state, mass, (k[:, ::rate], v[:, ::rate]), k, v, phi, positions, rate, True)
-    backward.merge_gradients(q, q, rows, q, state, mass, phi, 0.1, True)
+    for weights in (True, False):
+        backward.state_gradients(state, mass, (k[:, ::rate], v[:, ::rate]), k, v, phi, positions, rate, weights)
+        backward.merge_gradients(q, q, rows, q, state, mass, phi, 0.1, weights)
     backward.attend_gradients(q, k[:, ::rate], v[:, ::rate], q, rows, rows, q)

@@ -116,7 +116,7 @@ def _map_gradients(
     padded = triton.cdiv(count, step) * step
     state = torch.mul(side.state, side.scale, out=torch.empty(side.state.shape, dtype=x.dtype, device=x.device))
 
-    width = 4 * plan.f if weights else plan.f
+    width = (4 if weights else 2) * plan.f
     per_head = padded * width * x.element_size()
     rounds = triton.cdiv(heads * per_head, int(max(WORKSPACE_BYTES, WORKSPACE_TENSORS * x.numel() * x.element_size())))
     per_round = triton.cdiv(heads, rounds)

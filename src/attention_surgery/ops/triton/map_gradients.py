@@ -7,10 +7,10 @@ dφ = (v dS̄ᵀ + dz̄) / n_L and dv = φ dS̄ / n_L. So both sides have dφ = 
 or g = v, c = 1, and S and z over n_L.
 
 The first kernel makes ŷ and t. Then, a few heads at a time, the second makes the gradient of φ's input and leaves φ,
-a = silu(x W1 + b1), du and da in a work space, side by side: heads · padded tokens × 4·P·D (φ alone if no gradients of
-weights are wanted). du and da are the gradients of the second and first layer before their activations. From them dv
-and all products over the tokens are taken, these in shares, which the last kernel sums into the gradients of S, z and
-φ's parameters.
+du, a = silu(x W1 + b1) and da in a work space, side by side: heads · padded tokens × 4·P·D (2·P·D, without a and da, if
+no gradients of weights are wanted). du and da are the gradients of the second and first layer before their activations.
+From them dv and all products over the tokens are taken, these in shares, which the last kernel sums into the gradients
+of S, z and φ's parameters.
 """
 
 import triton
@@ -50,11 +50,12 @@ def map_gradient_kernel(
 
     Grid: (tiles, heads). `work` takes D columns of it at a time, `work_hidden` BJ; `first` is the first head (of b·h)
     of this round, and `mass` z before it is scaled. One power after the other, for the registers' sake; so is a value
-    of φ kept in the dtype of x until its slope is taken, and `zero`, which is 0, has the rows of dx found anew at the
-    end.
+    of φ kept in the dtype of x until its slope is taken, and `zero`, which is 0, has the addresses of the last loop
+    (with TMA) and of dx found where they are needed. du is stored even where no gradient needs it: ptxas else puts its
+    rounding off, and spills it in float32.
     """
     F: tl.constexpr = P * D
-    WORK: tl.constexpr = 4 * F if WEIGHTS else F
+    WORK: tl.constexpr = 4 * F if WEIGHTS else 2 * F
     bh = first + tl.program_id(1)
     b = (bh // H).to(tl.int64)
     h = bh % H
@@ -74,7 +75,7 @@ def map_gradient_kernel(
     du = ()
     for p in tl.static_range(P):
         u = embed(
-            xt, w1, b1, w2, b2, h, p, work_hidden, row, F, 1, D, WORK if WEIGHTS and p == 0 else 0,
+            xt, w1, b1, w2, b2, h, p, work_hidden, row, 2 * F, 1, D, WORK if WEIGHTS and p == 0 else 0,
             BM, D, P, BJ, FAST, PREC, TMA,
         )  # fmt: skip
         value = squareplus(u[0], FAST)
@@ -87,11 +88,10 @@ def map_gradient_kernel(
         if p > 0:
             slope *= power_grad(value.to(tl.float32), p + 1)
         du += ((df * slope).to(xt.dtype),)
-        if WEIGHTS:
-            store_matrix(work, row, 2 * F + p * D, du[p], WORK, BM, D, TMA)
+        store_matrix(work, row, F + p * D, du[p], WORK, BM, D, TMA)
 
     acc = tl.zeros((BM, D), tl.float32)
-    for j in range(0, F, BJ):
+    for j in range(zero if TMA else 0, F, BJ):
         w = load_matrix(w1, h * D, j, F, D, BJ, TMA)
         a = tl.dot(xt, w, input_precision=PREC) + load_vector(b1, h * F + j, BJ)[None, :]
         da = tl.zeros((BM, BJ), tl.float32)
@@ -102,9 +102,12 @@ def map_gradient_kernel(
         if WEIGHTS:
             store_matrix(work_hidden, row, 3 * F + j, da, WORK, BM, BJ, TMA)
         acc = tl.dot(da, tl.trans(w), acc, input_precision=PREC)
-    token += zero
+    token = (tl.program_id(0) + zero) * BM + tl.arange(0, BM)
     mask = token < count
     rows = linear_tokens(token, mask, table, RATE, TABLE)
+    bh = first + tl.program_id(1) + zero
+    b = (bh // H).to(tl.int64)
+    h = bh % H
     store_rows(dx + (b * N * H + h) * D, rows, H * D, mask, acc, D)
 
 
@@ -201,14 +204,14 @@ def token_product_kernel(
         tile -= P
         if (tile >= 0) & (tile < P):
             acc, sums = _product(
-                work, 0, P, work, row, 2 * P + tile, None, table, start, stop, count,
+                work, 0, 2 * P, work, row, P + tile, None, table, start, stop, count,
                 False, True, False, RATE, TABLE, WEIGHTS, BM, D, P, PREC, TMA,
             )  # fmt: skip
             _store_block(product, acc, D * (QUERY + 1), tile, D, D, P)
             _store_row(product, sums, rows + QUERY + 1, tile, D, P)
         if tile >= P:
             acc, _ = _product(
-                work, 0, P + tile // P, work, row, 2 * P + tile % P, None, table, start, stop, count,
+                work, 0, 2 * P + tile // P, work, row, P + tile % P, None, table, start, stop, count,
                 False, False, False, RATE, TABLE, WEIGHTS, BM, D, P, PREC, TMA,
             )  # fmt: skip
             _store_block(product, acc, D * (QUERY + 1) + tile // P * D, tile % P, D, D, P)
@@ -225,7 +228,7 @@ def _product(
     `right` is in the work space, from `row` on, and so is `left`, unless it is one head of a tensor of tokens (TOKENS).
     Columns count D channels.
     """
-    WORK: tl.constexpr = 4 * P * D if WEIGHTS else P * D
+    WORK: tl.constexpr = 4 * P * D if WEIGHTS else 2 * P * D
     acc = tl.zeros((D, D), tl.float32)
     sums = tl.zeros((BM, D), tl.float32)
     for t in range(start, stop, BM):
