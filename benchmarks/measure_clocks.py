@@ -4,7 +4,8 @@
 
 Wan2.1 1.3B at 81×480×832, forward, then forward + backward. At the limit of its power a GPU lowers its clock, more for
 dense attention than for a hybrid. Where turns follow each other without a lead-in, each has some of the clock of the
-one before it. With a lead-in of 0.1 s or more, the SM clock and the power of the whole board are read during a turn.
+one before it. With a lead-in of 0.1 s or more, the SM clock and the power of the whole board, as NVML averages it, are
+read during a turn.
 """
 
 import collections
@@ -38,7 +39,10 @@ class Board:
 
     def __init__(self) -> None:
         self.nvml, self.handle = ctypes.CDLL("libnvidia-ml.so.1"), ctypes.c_void_p()
-        index = int(os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0])
+        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        if not first.isdigit():
+            raise RuntimeError(f"CUDA_VISIBLE_DEVICES names {first!r}; expected the number of a GPU")
+        index = int(first)
         if self.nvml.nvmlInit_v2() or self.nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(self.handle)):
             raise RuntimeError(f"NVML does not give GPU {index}")
         self.read: collections.deque[tuple[float, int, float]] = collections.deque(maxlen=1000)

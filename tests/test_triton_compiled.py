@@ -24,7 +24,7 @@ KERNELS = {
 
 WITHOUT_PRODUCTS = {"output_gradient_kernel", "softmax_tokens_kernel", "sum_products_kernel"}
 
-SPILLED = {"map_gradient_kernel": 64 if triton.__version__ >= "3.9" else 0}
+SPILLED = {"map_gradient_kernel": 64 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else 0}
 """Bytes of stack allowed at head dim 128, addresses in shared memory that ptxas takes out of loops: up to 56 with
 Triton 3.9, none with 3.6, with which it was timed, to 3.8. The two kernels that it stands for spill nothing, and take a
 fifth longer (docs/log.md)."""

@@ -15,7 +15,7 @@ from .kernels import dispatched_kernels, own_kernels
 from .prepare import Check, Verdicts
 from .rows import Row, Status
 from .shapes import Shape
-from .timing import Summary, interleave, peak_memory, speedup
+from .timing import TURN_SECONDS, Summary, interleave, peak_memory, speedup
 from .variants import Variant, dense_kernels
 from .verification import describe_error, verify_at_size
 from .workloads import Place, WrongGraph, make_calls, operator_calls
@@ -59,7 +59,8 @@ def rank_kernels(
                 del calls[each]
         if not {each.kernel for each in calls} & set(own_kernels(place.device)):
             raise BenchmarkError(f"no attention of PyTorch's own runs on every {rate}-th key; the log says why")
-        times = interleave(calls, place.device, seconds=TRIAL_SECONDS / (1 if rate == 1 else 3), min_rounds=3)
+        seconds = TRIAL_SECONDS / (1 if rate == 1 else 3)
+        times = interleave(calls, place.device, seconds=seconds, min_rounds=3, lead=TURN_SECONDS)
         ranked[rate] = [each.kernel for each in sorted(calls, key=lambda each: Summary.of(times[each]).p50)]
     return ranked
 

@@ -20,7 +20,7 @@ from .measure import TRIAL_TOKENS, make_row, measure_case, rank_kernels, with_ke
 from .prepare import Check, Verdicts, allow_recompilations, count_workers, prepare
 from .rows import Row, Status, write_rows
 from .shapes import dtype_of
-from .timing import MIN_ROUNDS
+from .timing import LEAD_SECONDS, MIN_ROUNDS, TURN_SECONDS
 from .variants import dense_kernels
 from .verification import describe_error
 from .workloads import Place
@@ -93,7 +93,7 @@ def run_benchmark(
 
     rows: list[Row] = []
     for case in cases:
-        if time.monotonic() - began + case.seconds > 60 * config.minutes:
+        if time.monotonic() - began + _least_seconds(case) > 60 * config.minutes:
             note = f"would not have ended within {config.minutes:g} minutes"
             rows += [make_row(case, each, place, run, status="not measured", note=note) for each in case.variants]
             say(f"{case.number}/{len(cases)} {case.name}: not measured")
@@ -109,6 +109,11 @@ def run_benchmark(
         if place.device.type == "cuda":
             torch.cuda.empty_cache()
     return rows
+
+
+def _least_seconds(case: Case) -> float:
+    """What a case takes at least: of short calls the rounds that there must be."""
+    return max(case.seconds, MIN_ROUNDS * len(case.variants) * (LEAD_SECONDS + TURN_SECONDS))
 
 
 def check_rows(rows: Sequence[Row]) -> None:

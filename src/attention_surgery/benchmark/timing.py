@@ -20,8 +20,9 @@ MAX_ROUNDS = 60
 TURN_SECONDS = 0.03
 """A turn is repeated until it takes this long, so that what it costs to begin and end one does not show."""
 LEAD_SECONDS = 0.1
-"""On a GPU calls that are not timed lead a turn in, for this long. At the limit of its power a GPU lowers its clock,
-more for some calls than for others, and the first of a turn would still have the clock that another call left."""
+"""On a GPU calls that are not timed lead a turn in, for up to this long: at most `MAX_REPEATS`, and none that take
+longer. At the limit of its power a GPU lowers its clock, more for some calls than for others, and the first of a turn
+would still have the clock that another call left."""
 MAX_REPEATS = 200
 
 
@@ -63,20 +64,25 @@ class Summary:
 
 
 def interleave(
-    calls: Mapping[Key, Call], device: torch.device, *, seconds: float, min_rounds: int = MIN_ROUNDS
+    calls: Mapping[Key, Call],
+    device: torch.device,
+    *,
+    seconds: float,
+    min_rounds: int = MIN_ROUNDS,
+    lead: float = LEAD_SECONDS,
 ) -> dict[Key, list[float]]:
     """Milliseconds per call, a list with one entry per round. The calls are warm: each has been made once.
 
-    In a round every call has its turn, in the same order, beginning with another one each time, since only the first
-    finds the device idle. A turn is many calls in a row that nobody waits for, so that on a GPU the time of launching
-    them counts only where the GPU is faster than the launches; calls of the same kind lead it in. Rounds go on
-    for `seconds`, but there are at least `min_rounds` and at most `MAX_ROUNDS`.
+    In a round every call has its turn, in the same order, beginning with another one each time. A turn is many calls in
+    a row that nobody waits for, so that on a GPU the time of launching them counts only where the GPU is faster than
+    the launches. There it begins when the turn before has ended, with `lead` seconds of calls that are not timed.
+    Rounds go on for `seconds`, but there are at least `min_rounds` and at most `MAX_ROUNDS`.
     """
     clock = Clock(device)
     clock.wait()
     once = {key: time_once(call, clock) for key, call in calls.items()}
     repeats = {key: _repeats(milliseconds) for key, milliseconds in once.items()}
-    leads = {key: _lead(milliseconds, device) for key, milliseconds in once.items()}
+    leads = {key: _lead(milliseconds, lead, device) for key, milliseconds in once.items()}
     times: dict[Key, list[float]] = {key: [] for key in calls}
     order = collections.deque(calls)
     began = time.monotonic()
@@ -85,6 +91,7 @@ def interleave(
             break
         turns = {}
         for key in order:
+            clock.wait()
             for _ in range(leads[key]):
                 calls[key]()
             start = clock.mark()
@@ -111,9 +118,9 @@ def _repeats(milliseconds: float) -> int:
     return max(1, min(MAX_REPEATS, math.ceil(1000 * TURN_SECONDS / max(milliseconds, 1e-6))))
 
 
-def _lead(milliseconds: float, device: torch.device) -> int:
+def _lead(milliseconds: float, seconds: float, device: torch.device) -> int:
     """How many calls lead a turn in: none on the CPU, and none that would take longer than the lead-in."""
-    return 0 if device.type == "cpu" else min(MAX_REPEATS, int(1000 * LEAD_SECONDS / max(milliseconds, 1e-6)))
+    return 0 if device.type == "cpu" else min(MAX_REPEATS, int(1000 * seconds / max(milliseconds, 1e-6)))
 
 
 def peak_memory(call: Call, device: torch.device) -> int | None:
