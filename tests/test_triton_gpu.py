@@ -9,6 +9,8 @@ from attention_surgery import FeatureMap, hybrid_attention
 from attention_surgery.ops import naive
 
 pytest.importorskip("triton")
+from attention_surgery.ops.triton.plan import Plan
+
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
@@ -18,7 +20,7 @@ pytestmark = [
 @pytest.mark.parametrize("rate", [8, "linear"])
 @pytest.mark.parametrize("normalizer", ["mean", "max"])
 @pytest.mark.parametrize(("tokens", "heads", "head_dim"), [(32_760, 12, 128), (32_760, 12, 64)])
-def test_full_size_is_the_pytorch_path(tokens: int, heads: int, head_dim: int, normalizer, rate) -> None:
+def test_full_size_is_the_pytorch_path(tokens: int, heads: int, head_dim: int, normalizer, rate, monkeypatch) -> None:
     torch.manual_seed(0)
     q, k, v, dy = (
         torch.randn(1, tokens, heads, head_dim, device="cuda", dtype=torch.bfloat16) for _ in range(4)
@@ -38,12 +40,16 @@ def test_full_size_is_the_pytorch_path(tokens: int, heads: int, head_dim: int, n
     for ours, theirs in zip(fused[:4], plain[:4], strict=True):
         assert (ours.float() - theirs.float()).norm() <= 0.03 * theirs.float().norm()
 
-    for phi in phis:  # without their gradients the others are the same, but for the order of some sums
+    # Without gradients of φ the others are the same, if the sums over the tokens are split alike.
+    shares = Plan.shares
+    monkeypatch.setattr(Plan, "shares", lambda self, tiles, programs: shares(self, tiles, 96))
+    trained = results("triton")[1:4]
+    for phi in phis:
         phi.requires_grad_(False)
     leaves = [x.detach().requires_grad_() for x in (q, k, v)]
     y = hybrid_attention(*leaves, *phis, rate=rate, normalizer=normalizer, backend="triton")
-    for ours, theirs in zip(torch.autograd.grad(y, leaves, dy), fused[1:4], strict=True):
-        assert (ours.float() - theirs.float()).norm() <= 4e-3 * theirs.float().norm()
+    for ours, theirs in zip(torch.autograd.grad(y, leaves, dy), trained, strict=True):
+        assert (ours.float() - theirs.float()).norm() <= 1e-3 * theirs.float().norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)

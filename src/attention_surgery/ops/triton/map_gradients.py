@@ -52,7 +52,7 @@ def map_gradient_kernel(
     of this round, and `mass` z before it is scaled. One power after the other, for the registers' sake; so is a value
     of φ kept in the dtype of x until its slope is taken, and `zero`, which is 0, has the addresses of the last loop
     (with TMA) and of dx found where they are needed. du is stored even where no gradient needs it: ptxas else puts its
-    rounding off, and spills twice as much.
+    rounding off, and spills what is not rounded yet.
     """
     F: tl.constexpr = P * D
     WORK: tl.constexpr = 4 * F if WEIGHTS else 2 * F
