@@ -13,6 +13,8 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as SpecializedDescriptor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from attention_surgery.ops.triton import backward, forward, plan
@@ -44,7 +46,7 @@ class _Recorder:
     def __getitem__(self, grid: tuple[int, ...]) -> "_Recorder":
         return self
 
-    def __call__(self, *, num_warps: int, num_stages: int, maxnreg: int | None, **arguments: object) -> None:
+    def __call__(self, *, num_warps: int, num_stages: int = 1, maxnreg: int | None = None, **arguments: object) -> None:
         signature, constants, attributes = {}, {}, {}
         for position, parameter in enumerate(self.kernel.params):
             value = arguments.pop(parameter.name)
@@ -59,8 +61,9 @@ class _Recorder:
         self.kinds.add(f"{self.kernel.__name__} {signature} {constants} {sorted(attributes)}")
         if self.results is None:
             return
+        source = GluonASTSource if self.kernel.is_gluon() else ASTSource
         compiled = triton.compile(
-            ASTSource(self.kernel, signature, constants, attributes),
+            source(self.kernel, signature, constants, attributes),
             target=GPUTarget("cuda", self.arch, 32),
             options={"num_warps": num_warps, "num_stages": num_stages, "maxnreg": maxnreg},
         )
@@ -74,6 +77,8 @@ class _Recorder:
 def _type(value: object) -> str:
     if isinstance(value, TensorDescriptor):
         return f"tensordesc<{TYPES[value.base.dtype]}{list(value.block_shape)}>".replace(" ", "")
+    if isinstance(value, SpecializedDescriptor):
+        return f"tensordesc<{TYPES[value.base.dtype]}{list(value.block_shape)},{value.layout!r}>"
     if isinstance(value, torch.Tensor):
         return "*" + TYPES[value.dtype]
     if isinstance(value, int):
@@ -111,11 +116,12 @@ def idle_warps(ttgir: str) -> list[str]:
     return [result for result, rows, name in results if 16 * warps[name] > int(rows)]
 
 
-def overwritten_in_flight(sass: str) -> list[str]:
-    """Instructions of sm_90 that write a register while a matrix product that reads it may still be under way.
+def touched_in_flight(sass: str) -> list[str]:
+    """Instructions of sm_90 that touch registers of a matrix product that may still be under way.
 
-    A product (HGMMA) whose left operand is in registers reads them until a DEPBAR waits for it. The code is walked as
-    it stands, and every loop twice, so that the end of one pass meets the beginning of the next.
+    A product (HGMMA) reads a left operand that is in registers, and writes its accumulator, until a DEPBAR waits for
+    it: nothing else may write the former or name the latter. The code is walked as it stands, and every loop twice, so
+    that the end of one pass meets the beginning of the next.
     """
     code = [(int(address, 16), text.strip()) for address, text in re.findall(r"/\*([0-9a-f]{4,})\*/ +([^;]+);", sass)]
     place = {address: index for index, (address, _) in enumerate(code)}
@@ -126,21 +132,31 @@ def overwritten_in_flight(sass: str) -> list[str]:
             walks.append(2 * code[place[int(jump[1], 16)] : index + 1])
     faults = {}
     for walk in walks:
-        groups: list[set[int]] = []
-        group: set[int] = set()
+        groups: list[tuple[set[int], set[int]]] = []  # operands and accumulators of each group of products
+        operands: set[int] = set()
+        accumulators: set[int] = set()
         for address, text in walk:
             text = re.sub(r"^@!?U?P\w+ +", "", text)
             wait = re.match(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x([0-9a-f]+)", text)
             if text.startswith("HGMMA"):
-                operand = re.match(r"HGMMA\S* R\d+, R(\d+),", text)
-                group |= set(range(int(operand[1]), int(operand[1]) + 4)) if operand else set()
+                product = re.match(r"HGMMA\.64x(\d+)x\S* R(\d+), (?:R(\d+),)?", text)
+                assert product, text
+                accumulators |= _from(int(product[2]), int(product[1]) // 2)
+                operands |= _from(int(product[3]), 4) if product[3] else set()
                 if "gsb0" in text:
-                    groups, group = [*groups, group], set()
+                    groups, operands, accumulators = [*groups, (operands, accumulators)], set(), set()
             elif wait:
                 groups = groups[len(groups) - int(wait[1], 16) :] if int(wait[1], 16) else []
-            elif _written(text) & group.union(*groups):
-                faults[address] = f"{address:#x} {text}"
+            else:
+                busy = operands.union(*(group[0] for group in groups))
+                growing = accumulators.union(*(group[1] for group in groups))
+                if _written(text) & (busy | growing) or _named(text) & growing:
+                    faults[address] = f"{address:#x} {text}"
     return list(faults.values())
+
+
+def _from(first: int, count: int) -> set[int]:
+    return set(range(first, first + count))
 
 
 def _written(text: str) -> set[int]:
@@ -149,7 +165,12 @@ def _written(text: str) -> set[int]:
     if not found or found[1].startswith(("ST", "RED", "ATOM", "SYNCS")):
         return set()
     four, two = re.search(r"\.128\b|\.M88\.4\b", found[1]), re.search(r"\.64\b|\.WIDE\b|\.M88\.2\b", found[1])
-    return set(range(int(found[2]), int(found[2]) + (4 if four else 2 if two else 1)))
+    return _from(int(found[2]), 4 if four else 2 if two else 1)
+
+
+def _named(text: str) -> set[int]:
+    """Registers that an instruction names, each by itself."""
+    return {int(number) for number in re.findall(r"\bR(\d+)\b", text)}
 
 
 @contextmanager

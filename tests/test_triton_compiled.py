@@ -12,10 +12,13 @@ from ahead_of_time import (  # noqa: E402
     compile_all,
     idle_warps,
     launch_all,
-    overwritten_in_flight,
     recorded,
+    touched_in_flight,
 )
 
+from attention_surgery.ops.triton import plan  # noqa: E402
+
+TAKEN_WITH = plan.SPECIALIZED
 KERNELS = {
     "state_kernel", "merge_kernel", "attend_kernel", "output_gradient_kernel", "map_gradient_kernel",
     "value_gradient_kernel", "softmax_tokens_kernel", "token_product_kernel", "sum_products_kernel",
@@ -24,12 +27,30 @@ KERNELS = {
 
 WITHOUT_PRODUCTS = {"output_gradient_kernel", "softmax_tokens_kernel", "sum_products_kernel"}
 
-SPILLED = {"map_gradient_kernel": 64 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else 0}
+RELEASE = tuple(int(part) for part in triton.__version__.split(".")[:2])
+
+SPILLED = {"map_gradient_kernel": 64 if RELEASE >= (3, 9) else 0}
 """Bytes of stack allowed at head dim 128, addresses in shared memory that ptxas takes out of loops: up to 56 with
 Triton 3.9, none with 3.6, with which it was timed, to 3.8. The two kernels that it stands for spill nothing, and take a
 fifth longer (docs/log.md)."""
 
 
+SPECIALIZED = {"specialized_merge_kernel", "specialized_state_kernel"}
+
+
+@pytest.fixture
+def general(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every kernel is the general one, whatever Triton's release."""
+    monkeypatch.setattr(plan, "SPECIALIZED", ())
+
+
+@pytest.fixture
+def specialized(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Specialized kernels are taken with the release at hand too."""
+    monkeypatch.setattr(plan, "SPECIALIZED", (RELEASE,))
+
+
+@pytest.mark.usefixtures("general")
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("arch", [80, 89, 90])
 def test_tuned_blocks_compile_without_spills(arch: int, head_dim: int) -> None:
@@ -42,10 +63,26 @@ def test_tuned_blocks_compile_without_spills(arch: int, head_dim: int) -> None:
         if arch == 90 and kernel.name not in WITHOUT_PRODUCTS:
             assert "wgmma.mma_async" in kernel.ptx, f"{kernel.name} does not use the warp-group matrix unit"
         assert not idle_warps(kernel.ttgir), kernel.name
-        faults = overwritten_in_flight(kernel.sass)
+        faults = touched_in_flight(kernel.sass)
         assert not faults, f"{kernel.name} overwrites operands in flight: {faults}"
 
 
+@pytest.mark.usefixtures("specialized")
+@pytest.mark.parametrize(("dtype", "table"), [(torch.bfloat16, False), (torch.float16, True)])
+def test_specialized_kernels_compile_without_spills(dtype: torch.dtype, table: bool) -> None:
+    """With the releases that they are taken with; with others all else holds."""
+    kernels = [each for each in compile_all(90, 128, dtype=dtype, table=table) if each.name in SPECIALIZED]
+    assert {kernel.name for kernel in kernels} == SPECIALIZED
+    for kernel in kernels:
+        if RELEASE in TAKEN_WITH:
+            assert kernel.stack == 0, f"{kernel.name} spills {kernel.stack} bytes"
+        assert kernel.shared <= SHARED_MEMORY[90], f"{kernel.name} needs {kernel.shared} bytes of shared memory"
+        assert "wgmma.mma_async" in kernel.ptx, f"{kernel.name} does not use the warp-group matrix unit"
+        faults = touched_in_flight(kernel.sass)
+        assert not faults, f"{kernel.name} touches registers in flight: {faults}"
+
+
+@pytest.mark.usefixtures("general")
 @pytest.mark.parametrize(
     ("arch", "head_dim", "degree", "dtype", "table"),
     [
@@ -60,11 +97,13 @@ def test_other_arguments_fit_the_device(arch: int, head_dim: int, degree: int, d
     for kernel in compile_all(arch, head_dim, degree=degree, dtype=dtype, table=table):
         assert kernel.shared <= SHARED_MEMORY[arch], f"{kernel.name} needs {kernel.shared} bytes of shared memory"
         assert not idle_warps(kernel.ttgir), kernel.name
-        assert not overwritten_in_flight(kernel.sass), kernel.name
+        assert not touched_in_flight(kernel.sass), kernel.name
 
 
-def test_one_compilation_serves_every_length_and_any_number_of_heads() -> None:
+@pytest.mark.parametrize("kind", ["general", "specialized"])
+def test_one_compilation_serves_every_length_and_any_number_of_heads(kind: str, request) -> None:
     """A new resolution waits for no compiler."""
+    request.getfixturevalue(kind)
     for arch, table in ((90, False), (90, True), (80, False)):
         found = []
         for n, h in ((4096, 2), (4090, 3), (1000, 16), (70, 1)):
@@ -74,7 +113,7 @@ def test_one_compilation_serves_every_length_and_any_number_of_heads() -> None:
         assert found[0] == found[1] == found[2] == found[3]
 
 
-def test_an_operand_overwritten_in_flight_is_found() -> None:
+def test_an_operand_touched_in_flight_is_found() -> None:
     """A loop that makes the next operand before it waits for the product of the last one, and one that waits first."""
     product = "/*{:04x}*/ HGMMA.64x128x16.F32.BF16 R24, R88, gdesc[UR8].tnspB, R24, gsb0 ;"
     operand = "/*{:04x}*/ F2FP.BF16.F32.PACK_AB R91, R12, R13 ;"
@@ -83,9 +122,13 @@ def test_an_operand_overwritten_in_flight_is_found() -> None:
     def code(*lines: str) -> str:
         return "\n".join(line.format(16 * (i + 1)) for i, line in enumerate(lines))
 
-    assert overwritten_in_flight(code(operand, wait, product, again)) == ["0x10 F2FP.BF16.F32.PACK_AB R91, R12, R13"]
-    assert overwritten_in_flight(code(wait, operand, product, again)) == []
-    assert overwritten_in_flight(code(product, operand, wait)) == ["0x20 F2FP.BF16.F32.PACK_AB R91, R12, R13"]
+    assert touched_in_flight(code(operand, wait, product, again)) == ["0x10 F2FP.BF16.F32.PACK_AB R91, R12, R13"]
+    assert touched_in_flight(code(wait, operand, product, again)) == []
+    assert touched_in_flight(code(product, operand, wait)) == ["0x20 F2FP.BF16.F32.PACK_AB R91, R12, R13"]
+
+    early = "/*{:04x}*/ FMUL R3, R87, R2 ;"  # reads an accumulator
+    assert touched_in_flight(code(product, early, wait)) == ["0x20 FMUL R3, R87, R2"]
+    assert touched_in_flight(code(product, wait, early)) == []
 
 
 def test_warps_without_rows_of_their_own_are_found() -> None:

@@ -63,6 +63,8 @@ def test_full_size_is_the_pytorch_path(tokens: int, heads: int, head_dim: int, n
         {"n": 390, "h": 3, "d": 32, "rate": 3, "pattern": "staggered"},
         {"n": 360, "h": 5, "d": 64, "rate": 4, "pattern": "lattice", "grid": (6, 6, 10)},
         {"n": 257, "h": 2, "d": 128, "rate": "linear"},
+        {"n": 40, "h": 3, "d": 128, "rate": 2, "b": 2},
+        {"n": 700, "h": 3, "d": 128, "rate": 5, "pattern": "staggered"},
         {"n": 300, "h": 2, "d": 128, "rate": 4, "degree": 3},
         {"n": 300, "h": 2, "d": 64, "rate": 2, "degree": 1},
     ],

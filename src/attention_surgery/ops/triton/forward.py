@@ -8,6 +8,9 @@ from torch import Tensor
 
 from .attend import attend_kernel
 from .descriptors import aligned, dense
+from .hopper import parts
+from .hopper.merge import specialized_merge_kernel
+from .hopper.state import PARTIAL_MASSES, specialized_state_kernel, split_units
 from .merge import merge_kernel
 from .plan import Map, Plan, linear_count, strides, token_set
 from .state import state_kernel
@@ -19,28 +22,44 @@ def linear_state(k: Tensor, v: Tensor, phi: Map, table: Tensor | None, rate: int
     Shares of the tokens are summed in float32 by one program each, then over the shares in a fixed order.
     """
     k, v, phi, plan = aligned(k), aligned(v), phi.like(k), Plan(k, phi.degree)
-    cut, count = plan.blocks("state"), linear_count(plan.n, rate)
-    shares, tiles = plan.shares(triton.cdiv(count, cut.rows), plan.p * plan.b * plan.h)
+    count, heads = linear_count(plan.n, rate), plan.b * plan.h
+    shared = {
+        "k": k, "v": v, "b1": phi.b1, "b2": phi.b2, "count": count, "H": plan.h, "D": plan.d, "P": plan.p,
+        **token_set(table, rate),
+    }  # fmt: skip
+    if plan.specialized:
+        units, programs, shares = split_units(count, heads, plan.p, plan.processors)
+        state = plan.float32(shares, plan.b, plan.h, plan.f, plan.d)
+        mass = plan.float32(PARTIAL_MASSES * shares, plan.b, plan.h, plan.f)
+        of_rows = strides("k", k) | strides("v", v)
+        specialized_state_kernel[(programs * plan.p,)](
+            w1=parts.matrix_descriptor(phi.w1, plan.d, 64),
+            w2=parts.matrix_descriptor(phi.w2, 64, plan.d),
+            state=state,
+            mass=mass,
+            heads=heads,
+            units=units,
+            shares=shares,
+            **parts.LAUNCH,
+            **{name: stride // 8 for name, stride in of_rows.items()},
+            **shared,
+        )
+        return state.sum(0), mass.sum(0)
+    cut = plan.blocks("state")
+    shares, tiles = plan.shares(triton.cdiv(count, cut.rows), plan.p * heads)
     state = plan.float32(shares, plan.b, plan.h, plan.f, plan.d)
     mass = plan.float32(shares, plan.b, plan.h, plan.f)
-    state_kernel[shares * plan.p, plan.b * plan.h](
-        k=k,
-        v=v,
+    state_kernel[shares * plan.p, heads](
         w1=plan.matrix_argument(phi.w1, plan.d, cut.hidden),
-        b1=phi.b1,
         w2=plan.matrix_argument(phi.w2, cut.hidden, plan.d),
-        b2=phi.b2,
         state=state,
         mass=mass,
-        count=count,
-        H=plan.h,
         tiles=tiles,
         zero=0,
         RESIDENT=cut.resident,
         **strides("k", k),
         **strides("v", v),
-        **token_set(table, rate),
-        **plan.map_options(cut),
+        **shared | plan.map_options(cut),
     )
     return state.sum(0), mass.sum(0)
 
@@ -53,24 +72,41 @@ def merge(
     cut = plan.blocks("merge")
     softmax = q if o is None else aligned(o)
     y, denominator = plan.tokens(), plan.float32(plan.b, plan.h, plan.n)
+    state = dense(state.to(q.dtype))
+    shared = {
+        "softmax_mass": softmax_mass, "mass": mass.contiguous(), "b1": phi.b1, "b2": phi.b2, "denominator": denominator,
+        "N": plan.n, "H": plan.h, "ratio": ratio, "SOFTMAX": o is not None,
+    }  # fmt: skip
+    if plan.specialized:
+        tiles = triton.cdiv(plan.n, 2 * parts.GROUP_TOKENS)
+        total = tiles * plan.b * plan.h
+        specialized_merge_kernel[(min(plan.processors, total),)](
+            q=parts.token_descriptor(q),
+            o=parts.token_descriptor(softmax),
+            y=parts.token_descriptor(y),
+            w1=parts.matrix_descriptor(phi.w1, plan.d, 64),
+            w2=parts.matrix_descriptor(phi.w2, 64, plan.f),
+            state=parts.matrix_descriptor(state, plan.d, plan.d),
+            tiles=tiles,
+            total=total,
+            stride_qh=q.stride(2),
+            stride_oh=softmax.stride(2),
+            D=plan.d,
+            F=plan.f,
+            **parts.LAUNCH,
+            **shared,
+        )
+        return y, denominator
     merge_kernel[triton.cdiv(plan.n, cut.rows), plan.b * plan.h](
         q=plan.token_argument(q, cut.rows),
         o=plan.token_argument(softmax, cut.rows),
-        softmax_mass=softmax_mass,
-        state=plan.matrix_argument(dense(state.to(q.dtype)), plan.width, plan.d),
-        mass=mass.contiguous(),
+        state=plan.matrix_argument(state, plan.width, plan.d),
         w1=plan.matrix_argument(phi.w1, plan.d, cut.hidden),
-        b1=phi.b1,
         w2=plan.matrix_argument(phi.w2, cut.hidden, plan.width),
-        b2=phi.b2,
         y=plan.token_argument(y, cut.rows),
-        denominator=denominator,
-        N=plan.n,
-        H=plan.h,
-        ratio=ratio,
         **strides("q", q),
         **strides("o", softmax),
-        SOFTMAX=o is not None,
+        **shared,
         WIDTH=plan.width,
         **plan.map_options(cut),
     )

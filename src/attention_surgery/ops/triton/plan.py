@@ -4,6 +4,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+import triton
 from torch import Tensor
 from triton import cdiv, knobs
 
@@ -17,6 +18,10 @@ INTERPRETED: bool = knobs.runtime.interpret
 
 PROCESSORS = 2
 """That the interpreter seems to have: sums over the tokens then have a share or two."""
+
+
+SPECIALIZED = ((3, 6), (3, 7))
+"""Triton's releases with which the kernels of `hopper` spill no register. With 3.8 and 3.9 some do: not timed."""
 
 
 class Map(NamedTuple):
@@ -65,6 +70,12 @@ class Plan:
     def copy_engine(self) -> bool:
         """Whether tiles are moved by tensor descriptors (compute capability 9.0 and later) or by pointers."""
         return self.arch is None or self.arch >= 90
+
+    @property
+    def specialized(self) -> bool:
+        """Whether the kernels of `hopper` are taken, where there is one."""
+        release = tuple(int(part) for part in triton.__version__.split(".")[:2])
+        return self.arch == 90 and self.half and (self.d, self.p) == (128, 2) and release in SPECIALIZED
 
     def token_argument(self, x: Tensor, rows: int) -> Any:
         """A tensor of tokens, read or written `rows` tokens of one head at a time, as the kernels take it."""
