@@ -23,10 +23,12 @@ import triton
 
 from attention_surgery import FeatureMap, hybrid_attention
 from attention_surgery.ops import eager
-from attention_surgery.ops.triton import backward, blocks, forward
+from attention_surgery.ops.triton import backward, blocks, forward, plan
 from attention_surgery.ops.triton.blocks import Blocks
 from attention_surgery.ops.triton.plan import Map
 from attention_surgery.rates import Normalizer, Pattern, Rate
+
+plan.SPECIALIZED = ()  # block sizes are those of the general kernels
 
 CHECKS = [sys.executable, "-m", "pytest", "-q", "-n", "8", "-m", "gpu", "tests/test_triton_gpu.py"]
 CANDIDATES: dict[str, list[Blocks]] = {
@@ -164,10 +166,14 @@ def make_pieces(options: argparse.Namespace) -> dict[str, Callable[[], object]]:
     y, denominator = forward.merge(q, o, state, mass, map_q, mean)
     o_max, mass_max, top = forward.attend(q, k_soft, v_soft)
     of_max = forward.merge(q, o_max, state, mass, map_q, top_scaled, mass_max)
-    scaled, delta, linear_grad, *_ = backward.merge_gradients(g, *of_max, q, state, mass, map_q, top_scaled, True)
+    scaled, delta = backward.output_gradients(g, *of_max)
+    linear_grad = backward.merge_gradients(scaled, delta, None, q, state, mass, map_q, top_scaled, True)[0]
+
+    def output_gradients() -> object:
+        return backward.output_gradients(g, y, denominator)
 
     def merge_gradients(weights: bool = True) -> object:
-        return backward.merge_gradients(g, y, denominator, q, state, mass, map_q, mean, weights)
+        return backward.merge_gradients(scaled, delta, q, q, state, mass, map_q, mean, weights)
 
     def attend_gradients() -> object:
         return backward.attend_gradients(q, k_soft, v_soft, scaled, delta, top, linear_grad)
@@ -179,7 +185,7 @@ def make_pieces(options: argparse.Namespace) -> dict[str, Callable[[], object]]:
         "state": lambda: forward.linear_state(k, v, map_k, None, rate),
         "merge": lambda: forward.merge(q, o, state, mass, map_q, mean),
         "attend": lambda: forward.attend(q, k_soft, v_soft),
-        "output_gradient": merge_gradients,
+        "output_gradient": output_gradients,
         "map_gradient": merge_gradients,
         "value_gradient": state_gradients,
         "softmax_tokens": state_gradients,

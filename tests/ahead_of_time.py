@@ -224,5 +224,7 @@ def launch_all(
     forward.attend(q, k[:, ::rate], v[:, ::rate])
     for weights in (True, False):
         backward.state_gradients(state, mass, (k[:, ::rate], v[:, ::rate]), k, v, phi, positions, rate, weights)
-        backward.merge_gradients(q, q, rows, q, state, mass, phi, 0.1, weights)
+        for added in (None, q):
+            backward.merge_gradients(q, rows, added, q, state, mass, phi, 0.1, weights)
+    backward.output_gradients(q, q, rows)
     backward.attend_gradients(q, k[:, ::rate], v[:, ::rate], q, rows, rows, q)

@@ -35,7 +35,7 @@ Triton 3.9, none with 3.6, with which it was timed, to 3.8. The two kernels that
 fifth longer (docs/log.md)."""
 
 
-SPECIALIZED = {"specialized_merge_kernel", "specialized_state_kernel"}
+SPECIALIZED = {"specialized_merge_kernel", "specialized_state_kernel", "specialized_product_kernel"}
 
 
 @pytest.fixture

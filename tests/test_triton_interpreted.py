@@ -475,9 +475,10 @@ def test_operators_keep_pytorchs_contract() -> None:
         softmax = k[:, ::4].clone(), v[:, ::4].clone()
         arguments = (state, mass, *softmax, k, v, *parameters, None, 4, True)
         opcheck(operators.linear_state_backward, arguments, test_utils=fakes)
-        opcheck(
-            operators.merge_backward, (v, y, denominator, q, state, mass, *parameters, 0.1, False), test_utils=fakes
-        )
+        opcheck(operators.output_gradient, (v, y, denominator), test_utils=fakes)
+        for soft in (None, v):
+            arguments = (v, denominator, soft, q, state, mass, *parameters, 0.1, False)
+            opcheck(operators.merge_backward, arguments, test_utils=fakes)
         opcheck(operators.attend_backward, (q, k[:, ::4], v[:, ::4], y, top, top, q), test_utils=fakes)
 
 

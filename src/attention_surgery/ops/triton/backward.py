@@ -9,7 +9,9 @@ import triton
 from torch import Tensor
 
 from .attention_gradients import key_gradient_kernel, query_gradient_kernel
-from .descriptors import aligned
+from .descriptors import aligned, dense
+from .hopper import parts
+from .hopper.products import specialized_product_kernel, split_steps
 from .map_gradients import (
     map_gradient_kernel,
     output_gradient_kernel,
@@ -28,7 +30,8 @@ in rounds that fit it. A larger one sets the peak memory of training; a smaller 
 class Contraction(NamedTuple):
     """What φ's features are contracted with, in the terms of `map_gradients`. `query` tells the side.
 
-    Query side: g is ŷ, with t (`delta`), S̄, z̄ and r (`scale`). Key side: g is v, with dS̄, dz̄, 1/n_L, and dv to fill.
+    Query side: g is ŷ, with t (`delta`), S̄, z̄ and r (`scale`), and what else is `added` to dq. Key side: g is v, with
+    dS̄, dz̄, 1/n_L, and dv to fill.
     """
 
     query: bool
@@ -37,16 +40,14 @@ class Contraction(NamedTuple):
     mass: Tensor
     scale: float
     delta: Tensor | None = None
+    added: Tensor | None = None
     dv: Tensor | None = None
 
 
-def merge_gradients(
-    dy: Tensor, y: Tensor, denominator: Tensor, q: Tensor, state: Tensor, mass: Tensor, phi: Map, ratio: float,
-    weights: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Of `forward.merge` and the linear part of `forward.attend`: ŷ = do, t (b h n), dq, dS̄, dz̄, and those of φ."""
-    dy, plan = aligned(dy), Plan(q)
-    scaled, delta, dq = plan.tokens(), plan.float32(plan.b, plan.h, plan.n), plan.tokens()
+def output_gradients(dy: Tensor, y: Tensor, denominator: Tensor) -> tuple[Tensor, Tensor]:
+    """ŷ = do, and t (b h n), of `forward.merge`."""
+    dy, plan = aligned(dy), Plan(y)
+    scaled, delta = plan.tokens(), plan.float32(plan.b, plan.h, plan.n)
     cut = plan.blocks("output_gradient")
     output_gradient_kernel[triton.cdiv(plan.n, cut.rows), plan.b * plan.h](
         dy=dy,
@@ -61,9 +62,17 @@ def merge_gradients(
         **strides("y", dy),
         **plan.launch(cut),
     )
-    side = Contraction(query=True, g=scaled, state=state, mass=mass, scale=ratio, delta=delta)
-    dstate, dmass, *of_map = _map_gradients(q, dq, side, phi, None, 0, weights)
-    return scaled, delta, dq, dstate, dmass, *of_map
+    return scaled, delta
+
+
+def merge_gradients(
+    scaled: Tensor, delta: Tensor, dq_soft: Tensor | None, q: Tensor, state: Tensor, mass: Tensor, phi: Map,
+    ratio: float, weights: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Of `forward.merge` and the linear part of `forward.attend`: dq, with `dq_soft` added, dS̄, dz̄, and those of φ."""
+    dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    side = Contraction(query=True, g=scaled, state=state, mass=mass, scale=ratio, delta=delta, added=dq_soft)
+    return dq, *_map_gradients(q, dq, side, phi, None, 0, weights)
 
 
 def state_gradients(
@@ -112,7 +121,7 @@ def _map_gradients(
     cut, value_cut, product_cut, sum_cut = (
         plan.blocks(kernel) for kernel in ("map_gradient", "value_gradient", "token_product", "sum_products")
     )
-    step = max(cut.rows, value_cut.rows, product_cut.rows)
+    step = max(cut.rows, value_cut.rows, product_cut.rows)  # a multiple of what the specialized products take
     padded = triton.cdiv(count, step) * step
     state = torch.mul(side.state, side.scale, out=torch.empty(side.state.shape, dtype=x.dtype, device=x.device))
 
@@ -121,8 +130,12 @@ def _map_gradients(
     rounds = triton.cdiv(heads * per_head, int(max(WORKSPACE_BYTES, WORKSPACE_TENSORS * x.numel() * x.element_size())))
     per_round = triton.cdiv(heads, rounds)
     work = torch.empty(per_round * padded, width, dtype=x.dtype, device=x.device)
-    tiles = plan.p * (side.query + (1 + plan.p) * weights)
-    shares, steps = plan.shares(padded // product_cut.rows, max(1, tiles * per_round))
+    if plan.specialized:
+        tiles = side.query + (1 + plan.p) * weights
+        shares, steps = split_steps(padded // parts.GROUP_TOKENS, max(1, tiles * per_round), plan.processors)
+    else:
+        tiles = plan.p * (side.query + (1 + plan.p) * weights)
+        shares, steps = plan.shares(padded // product_cut.rows, max(1, tiles * per_round))
     rows = plan.d * side.query + (plan.d + plan.f) * weights
     record = rows + side.query + 2 * weights  # a row of sums for each product
     products = plan.float32(shares, heads, record, plan.f)
@@ -145,6 +158,7 @@ def _map_gradients(
         "b1": phi.b1,
         "w2": plan.matrix_argument(phi.w2, cut.hidden, plan.d),
         "b2": phi.b2,
+        "added": None if side.added is None else dense(side.added),
         "dx": dx,
         "work": plan.matrix_argument(work, cut.rows, plan.d),
         "work_hidden": plan.matrix_argument(work, cut.rows, cut.hidden),
@@ -158,11 +172,17 @@ def _map_gradients(
         "WORK": width,
         "P": plan.p,
     }  # fmt: skip
-    for_products = of_tokens | of_products | plan.options(product_cut) | {
-        "work": plan.matrix_argument(work, product_cut.rows, plan.d),
-        "steps": steps,
-        "P": plan.p,
-    }  # fmt: skip
+    product_kernel = specialized_product_kernel if plan.specialized else token_product_kernel
+    for_products = of_tokens | of_products | {"steps": steps, "P": plan.p}
+    if plan.specialized:
+        in_rows = {name: stride // 8 for name, stride in (strides("x", x) | strides("g", g)).items()}
+        for_products |= in_rows | parts.LAUNCH | {
+            "left_work": parts.matrix_descriptor(work, parts.GROUP_TOKENS, plan.d),
+            "right_work": parts.matrix_descriptor(work, parts.GROUP_TOKENS, plan.f),
+            "D": plan.d,
+        }  # fmt: skip
+    else:
+        for_products |= plan.options(product_cut) | {"work": plan.matrix_argument(work, product_cut.rows, plan.d)}
 
     for first in range(0, heads, per_round):
         now = min(per_round, heads - first)
@@ -170,7 +190,7 @@ def _map_gradients(
         if not side.query:
             value_gradient_kernel[padded // value_cut.rows, now](first=first, **for_values)
         if tiles:
-            token_product_kernel[tiles, shares, now](first=first, **for_products)
+            product_kernel[tiles, shares, now](first=first, **for_products)
     if tiles:
         names = ("dstate", "dmass", "dw1", "db1", "dw2", "db2")
         sum_products_kernel[rows // sum_cut.rows * plan.p, plan.h](

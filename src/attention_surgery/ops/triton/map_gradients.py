@@ -40,13 +40,14 @@ def output_gradient_kernel(
 
 @kernel
 def map_gradient_kernel(
-    x, g, delta, state, mass, w1, b1, w2, b2, table, dx, work, work_hidden, count, padded, N, H, first, scale, zero,
+    x, g, delta, state, mass, w1, b1, w2, b2, table, added, dx, work, work_hidden,
+    count, padded, N, H, first, scale, zero,
     stride_xb, stride_xn, stride_xh, stride_gb, stride_gn, stride_gh, stride_table,
     QUERY: tl.constexpr, RATE: tl.constexpr, TABLE: tl.constexpr, WEIGHTS: tl.constexpr,
     BM: tl.constexpr, BJ: tl.constexpr, D: tl.constexpr, P: tl.constexpr, FAST: tl.constexpr, PREC: tl.constexpr,
     TMA: tl.constexpr,
 ):  # fmt: skip
-    """dx for a tile of tokens, and their rows of the work space.
+    """dx for a tile of tokens, with a contiguous gradient `added` to it or None, and their rows of the work space.
 
     Grid: (tiles, heads). `work` takes D columns of it at a time, `work_hidden` BJ; `first` is the first head (of b·h)
     of this round, and `mass` z before it is scaled. One power after the other, for the registers' sake; so is a value
@@ -108,6 +109,8 @@ def map_gradient_kernel(
     bh = first + tl.program_id(1) + zero
     b = (bh // H).to(tl.int64)
     h = bh % H
+    if added is not None:
+        acc += load_rows(added + (b * N * H + h) * D, rows, H * D, mask, D).to(tl.float32)
     store_rows(dx + (b * N * H + h) * D, rows, H * D, mask, acc, D)
 
 

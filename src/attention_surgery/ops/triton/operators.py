@@ -1,8 +1,8 @@
 """The kernels as PyTorch operators: fake implementations, autograd and FLOP formulas, so that compilers see through.
 
-`attention_surgery::merge` and `::attend` are differentiable, `::linear_state` is within `LinearTokens`; their gradients
-are operators too. FLOPs are two per multiply-add of the matrix products of Eq. 5; a backward counts φ and the scores
-once more, as recomputed.
+`attention_surgery::merge` and `::attend` are differentiable, `::linear_state` is within `LinearTokens`; `Queries` and
+`Merged` share out the gradients of a merge behind a differentiable softmax part. All gradients are operators too. FLOPs
+are two per multiply-add of the matrix products of Eq. 5; a backward counts φ and the scores once more, as recomputed.
 """
 
 from collections.abc import Callable
@@ -77,18 +77,26 @@ def _(q, o, state, mass, w1, b1, w2, b2, ratio):
 
 
 @operator
+def output_gradient(dy: Tensor, y: Tensor, denominator: Tensor) -> tuple[Tensor, Tensor]:
+    return backward.output_gradients(dy, y, denominator)
+
+
+@fake(output_gradient)
+def _(dy, y, denominator):
+    return torch.empty_like(y), torch.empty_like(denominator)
+
+
+@operator
 def merge_backward(
-    dy: Tensor, y: Tensor, denominator: Tensor, q: Tensor, state: Tensor, mass: Tensor,
+    scaled: Tensor, delta: Tensor, dq_soft: Tensor | None, q: Tensor, state: Tensor, mass: Tensor,
     w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, ratio: float, weights: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return backward.merge_gradients(dy, y, denominator, q, state, mass, Map(w1, b1, w2, b2), ratio, weights)  # type: ignore[return-value]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return backward.merge_gradients(scaled, delta, dq_soft, q, state, mass, Map(w1, b1, w2, b2), ratio, weights)  # type: ignore[return-value]
 
 
 @fake(merge_backward)
-def _(dy, y, denominator, q, state, mass, w1, b1, w2, b2, ratio, weights):
+def _(scaled, delta, dq_soft, q, state, mass, w1, b1, w2, b2, ratio, weights):
     return (
-        q.new_empty(q.shape),
-        torch.empty_like(denominator),
         q.new_empty(q.shape),
         state.new_empty(state.shape),
         mass.new_empty(mass.shape),
@@ -159,6 +167,49 @@ class LinearTokens(torch.autograd.Function):
         return dk, dv, *(of_map if weights else [None] * 4), None, None
 
 
+class Queries(torch.autograd.Function):
+    """q, handed through to the softmax part, and two links to `Merged`, which cost no memory.
+
+    By the links the gradients of the merge come back here, at the same time as the softmax part's of q: so q's is
+    written once, without a sum between.
+    """
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, q: Tensor, state: Tensor, mass: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, ratio: float
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(q, state, mass, w1, b1, w2, b2)
+        ctx.ratio = ratio
+        b, n, h, _ = q.shape
+        return q.view_as(q), q.new_zeros(1).expand(q.shape), mass.new_zeros(1).expand(b, h, n)
+
+    @staticmethod
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, dq_soft: Tensor, scaled: Tensor, delta: Tensor
+    ) -> tuple[Any, ...]:
+        weights = any(ctx.needs_input_grad[3:7])
+        dq, dstate, dmass, *of_map = merge_backward(scaled, delta, dq_soft, *ctx.saved_tensors, ctx.ratio, weights)
+        return dq, dstate, dmass, *(of_map if weights else [None] * 4), None
+
+
+class Merged(torch.autograd.Function):
+    """`merge`, which leaves the gradients of all but `o` to `Queries`, and tells it by the links what they need."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, scaled_link: Tensor, delta_link: Tensor, q: Tensor, o: Tensor, state: Tensor, mass: Tensor,
+        w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, ratio: float,
+    ) -> Tensor:  # fmt: skip
+        y, denominator = merge(q, o, state, mass, w1, b1, w2, b2, ratio)
+        ctx.save_for_backward(y, denominator)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        scaled, delta = output_gradient(dy, *ctx.saved_tensors)
+        return scaled, delta, None, scaled, *[None] * 7
+
+
 def _keep_merge(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     q, o, *rest, ctx.ratio = inputs
     ctx.softmax = o is not None
@@ -166,9 +217,11 @@ def _keep_merge(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -
 
 
 def _merge_backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Any, ...]:
+    y, denominator, *rest = ctx.saved_tensors
     weights = any(ctx.needs_input_grad[4:8])
-    do, _, dq, dstate, dmass, *of_map = merge_backward(dy, *ctx.saved_tensors, ctx.ratio, weights)
-    return dq, do if ctx.softmax else None, dstate, dmass, *(of_map if weights else [None] * 4), None
+    scaled, delta = output_gradient(dy, y, denominator)
+    dq, dstate, dmass, *of_map = merge_backward(scaled, delta, None, *rest, ctx.ratio, weights)
+    return dq, scaled if ctx.softmax else None, dstate, dmass, *(of_map if weights else [None] * 4), None
 
 
 torch.library.register_autograd(merge.name(), _merge_backward, setup_context=_keep_merge)
@@ -180,10 +233,11 @@ def _keep_attend(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
 
 
 def _attend_backward(ctx: Any, dy: Tensor, _: Tensor, __: Tensor) -> tuple[Any, ...]:
-    k, v, top, *rest = ctx.saved_tensors
+    k, v, top, y, denominator, *rest = ctx.saved_tensors
     weights = any(ctx.needs_input_grad[5:9])
-    scaled, delta, linear_grad, dstate, dmass, *of_map = merge_backward(dy, *rest, ctx.ratio, weights)
-    dq, dk, dv = attend_backward(rest[2], k, v, scaled, delta, top, linear_grad)
+    scaled, delta = output_gradient(dy, y, denominator)
+    linear_grad, dstate, dmass, *of_map = merge_backward(scaled, delta, None, *rest, ctx.ratio, weights)
+    dq, dk, dv = attend_backward(rest[0], k, v, scaled, delta, top, linear_grad)
     return dq, dk, dv, dstate, dmass, *(of_map if weights else [None] * 4), None
 
 
@@ -194,7 +248,7 @@ def _refuse(*_: Any) -> Any:
     raise NotImplementedError("no derivative: the kernels of hybrid attention are differentiable once")
 
 
-for each in (linear_state, linear_state_backward, merge_backward, attend_backward):
+for each in (linear_state, linear_state_backward, output_gradient, merge_backward, attend_backward):
     torch.library.register_autograd(each.name(), _refuse)
 
 
@@ -230,7 +284,7 @@ def _(q, o, state, mass, w1, b1, w2, b2, ratio, *, out_shape=None, **_):
 
 
 @register_flop_formula(torch.ops.attention_surgery.merge_backward)
-def _(dy, y, denominator, q, state, mass, w1, b1, w2, b2, ratio, weights, *, out_shape=None, **_):
+def _(scaled, delta, dq_soft, q, state, mass, w1, b1, w2, b2, ratio, weights, *, out_shape=None, **_):
     return (3 if weights else 2) * _map_flops(q[0] * q[1], w1)
 
 

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from ...rates import Normalizer, Pattern, Rate
@@ -41,8 +42,13 @@ def hybrid_attention(
     state, mass, k_soft, v_soft = operators.LinearTokens.apply(k, v, *_parameters(phi_k), table, rate)
     m = k_soft.shape[1]
     if normalizer == "mean":
-        o = eager.softmax_attention(q, k_soft, v_soft, attention_backend)
-        return operators.merge(q, o, state, mass, *_parameters(phi_q), (n - m) / m / features)[0]
+        of_merge = (state, mass, *_parameters(phi_q), (n - m) / m / features)
+        if not (q.requires_grad and torch.is_grad_enabled()):
+            o = eager.softmax_attention(q, k_soft, v_soft, attention_backend)
+            return operators.merge(q, o, *of_merge)[0]
+        q_soft, *links = operators.Queries.apply(q, *of_merge)
+        o = eager.softmax_attention(q_soft, k_soft, v_soft, attention_backend)
+        return operators.Merged.apply(*links, q, o, *of_merge)
     return operators.attend(q, k_soft, v_soft, state, mass, *_parameters(phi_q), (n - m) / features)[0]
 
 
