@@ -9,6 +9,7 @@ from attention_surgery import FeatureMap, hybrid_attention
 from attention_surgery.ops import naive
 
 pytest.importorskip("triton")
+from attention_surgery.ops.triton import backward
 from attention_surgery.ops.triton.plan import Plan
 
 pytestmark = [
@@ -40,9 +41,11 @@ def test_full_size_is_the_pytorch_path(tokens: int, heads: int, head_dim: int, n
     for ours, theirs in zip(fused[:4], plain[:4], strict=True):
         assert (ours.float() - theirs.float()).norm() <= 0.03 * theirs.float().norm()
 
-    # Without gradients of φ the others are the same, if the sums over the tokens are split alike.
-    shares = Plan.shares
+    # Without gradients of φ the others are the same, if the sums over the tokens are split alike: two splits differ by
+    # 1.3e-3, in the last place of what their states give.
+    shares, split = Plan.shares, backward.split_steps
     monkeypatch.setattr(Plan, "shares", lambda self, tiles, programs: shares(self, tiles, 96))
+    monkeypatch.setattr(backward, "split_steps", lambda steps, programs, processors: split(steps, 16, processors))
     trained = results("triton")[1:4]
     for phi in phis:
         phi.requires_grad_(False)
