@@ -30,7 +30,7 @@ from attention_surgery.benchmark.prepare import Check
 from attention_surgery.benchmark.publish import PAGES, fill_page, publish_results
 from attention_surgery.benchmark.rows import COLUMNS, read_rows, write_rows
 from attention_surgery.benchmark.shapes import CPU_SHAPES, GPU_SHAPES, Shape, choose_shapes
-from attention_surgery.benchmark.tables import break_even, results_table, speed_table
+from attention_surgery.benchmark.tables import break_even, newest, results_table, speed_table
 from attention_surgery.benchmark.timing import MAX_REPEATS, interleave, median_interval, speedup
 from attention_surgery.benchmark.variants import FASTEST, Variant
 from attention_surgery.benchmark.verification import Verdict
@@ -549,6 +549,18 @@ def test_of_two_cases_of_a_kind_the_one_that_was_measured_more_is_shown(finished
     assert speed_table([*skipped, *rows]) == speed_table(rows)
     assert "Not yet measured: op, tiny, 9×64×64, N = 8,192, forward." in results_table(skipped)
     assert not any(line.startswith("Not yet measured") for line in results_table([*skipped, *rows]))
+
+
+def test_a_case_that_was_measured_again_is_shown_as_it_was_last(finished):
+    rows = [row for row in read_rows(finished) if row.case == 1]
+    again = [dataclasses.replace(row, date="later", p50_ms=row.p50_ms and row.p50_ms / 2) for row in rows]
+    assert newest([*again, *rows]) == newest([*rows, *again]) == again
+    elsewhere = [dataclasses.replace(row, device="another") for row in again]
+    stopped = [dataclasses.replace(row, p50_ms=None, status="not measured") for row in again]
+    fewer = [row for row in again if row.variant != HYBRID.name]
+    packaged = [dataclasses.replace(row, kernel="flash_4_hub") for row in again]
+    for other in (elsewhere, stopped, fewer, packaged):
+        assert newest([*rows, *other]) == [*rows, *other]
 
 
 def test_what_a_package_made_faster_stands_beside_what_pytorch_alone_did(finished):

@@ -12,7 +12,7 @@ from ..errors import DataError
 from ..files import write_text
 from .floors import counts_table, floors_table, limits_table
 from .rows import Row, read_rows
-from .tables import results_table, speed_table
+from .tables import newest, results_table, speed_table
 
 PAGES = ("README.md", "docs/performance.md")
 MARKED = re.compile(r"<!-- benchmark (?P<name>\w+)(?P<sources>[^>]*) -->\n.*?<!-- end -->", re.DOTALL)
@@ -61,7 +61,7 @@ def fill_page(page: str, root: Path, sources: Sequence[str] | None = None) -> st
             words, lines = [name], COUNTED[name]()
         elif name in MEASURED:
             named = match["sources"].split() if sources is None else sources
-            words, lines = [name, *named], MEASURED[name](read_rows(*(root / source for source in named)))
+            words, lines = [name, *named], MEASURED[name](newest(read_rows(*(root / source for source in named))))
         else:
             raise DataError(f"there is no table {name!r}; expected one of {[*MEASURED, *COUNTED]}")
         return "\n".join([f"<!-- benchmark {' '.join(words)} -->", *lines, "<!-- end -->"])

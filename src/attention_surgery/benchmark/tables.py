@@ -80,6 +80,28 @@ def speed_table(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
+def newest(rows: Iterable[Row]) -> list[Row]:
+    """`rows` without the cases that were measured again: by a later one on the same device, of the same level, shape,
+    passes and mode, against the same package, that has all of their hybrids."""
+    kinds: dict[tuple[str, ...], list[list[Row]]] = {}
+    for case in (cases := _by_case(rows)):
+        kinds.setdefault(_kind(case), []).append(case)
+    return [row for case in cases if not any(_repeats(other, case) for other in kinds[_kind(case)]) for row in case]
+
+
+def _kind(case: Sequence[Row]) -> tuple[str, ...]:
+    first, dense = case[0], fastest_dense(case)
+    package = "" if dense is None else PACKAGES.get(dense.kernel, "")
+    return first.device, first.level, first.shape, first.passes, mode_of(first), package
+
+
+def _repeats(later: Sequence[Row], case: Sequence[Row]) -> bool:
+    if later[0].date <= case[0].date:
+        return False
+    again, before = ({row.variant for row in some if row.rate != "1" and row.p50_ms} for some in (later, case))
+    return bool(before) and before <= again
+
+
 def fastest_dense(case: Iterable[Row]) -> Row | None:
     """The baseline of a case's ratios, if it was measured."""
     measured = [row for row in case if row.p50_ms is not None]
