@@ -18,6 +18,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as Speciali
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from attention_surgery.ops.triton import backward, forward, plan
+from attention_surgery.ops.triton.hopper import launch
 from attention_surgery.ops.triton.plan import Map
 
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int64: "i64"}
@@ -182,7 +183,7 @@ def recorded(arch: int, results: list[Compiled] | None) -> Iterator[set[str]]:
     kinds: set[str] = set()
     with ExitStack() as stack:
         stack.enter_context(patch.object(plan, "_hardware", lambda _: (arch, 132)))
-        for module in (forward, backward):
+        for module in (forward, backward, launch):
             for name, value in vars(module).copy().items():
                 if isinstance(value, triton.JITFunction):
                     stack.enter_context(patch.object(module, name, _Recorder(value, arch, results, kinds)))

@@ -559,7 +559,8 @@ def test_a_case_that_was_measured_again_is_shown_as_it_was_last(finished):
     stopped = [dataclasses.replace(row, p50_ms=None, status="not measured") for row in again]
     fewer = [row for row in again if row.variant != HYBRID.name]
     packaged = [dataclasses.replace(row, kernel="flash_4_hub") for row in again]
-    for other in (elsewhere, stopped, fewer, packaged):
+    alone = [dataclasses.replace(row, p50_ms=None if row.rate == "1" else row.p50_ms) for row in again]
+    for other in (elsewhere, stopped, fewer, packaged, alone):
         assert newest([*rows, *other]) == [*rows, *other]
 
 

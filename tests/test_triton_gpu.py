@@ -9,7 +9,7 @@ from attention_surgery import FeatureMap, hybrid_attention
 from attention_surgery.ops import naive
 
 pytest.importorskip("triton")
-from attention_surgery.ops.triton import backward
+from attention_surgery.ops.triton.hopper import launch
 from attention_surgery.ops.triton.plan import Plan
 
 pytestmark = [
@@ -43,9 +43,9 @@ def test_full_size_is_the_pytorch_path(tokens: int, heads: int, head_dim: int, n
 
     # Without gradients of φ the others are the same, if the sums over the tokens are split alike: two splits differ by
     # 1.3e-3, in the last place of what their states give.
-    shares, split = Plan.shares, backward.split_steps
+    shares, split = Plan.shares, launch.split_steps
     monkeypatch.setattr(Plan, "shares", lambda self, tiles, programs: shares(self, tiles, 96))
-    monkeypatch.setattr(backward, "split_steps", lambda steps, programs, processors: split(steps, 16, processors))
+    monkeypatch.setattr(launch, "split_steps", lambda steps, programs, processors: split(steps, 16, processors))
     trained = results("triton")[1:4]
     for phi in phis:
         phi.requires_grad_(False)
@@ -95,3 +95,27 @@ def test_small_shapes_are_the_formula(case, normalizer, dtype) -> None:
     for i, (ours, theirs, true) in enumerate(zip(fused, plain, oracle, strict=True)):
         error, allowed = ((x.double() - true).norm() / true.norm() for x in (ours, theirs))
         assert error <= (3 if i else 2) * (allowed + floor), i
+
+
+@pytest.mark.parametrize(("dtype", "of_autocast"), [(torch.bfloat16, torch.float16), (torch.float16, torch.bfloat16)])
+def test_softmax_part_in_the_dtype_of_autocast(dtype, of_autocast) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 500, 2, 128, device="cuda").to(dtype) for _ in range(3))
+    phis = [FeatureMap(2, 128).cuda() for _ in range(2)]
+    expected = naive.hybrid_attention(
+        *(x.double() for x in (q, k, v)), *(copy.deepcopy(phi).double() for phi in phis), rate=4, normalizer="mean"
+    )
+    with torch.autocast("cuda", of_autocast):
+        y = hybrid_attention(q, k, v, *phis, rate=4, normalizer="mean", backend="triton")
+    assert (y.double() - expected).norm() <= 0.02 * expected.norm()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_another_gpu_than_the_current_one() -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 500, 2, 128, device="cuda:1", dtype=torch.bfloat16) for _ in range(3))
+    phis = [FeatureMap(2, 128).to("cuda:1") for _ in range(2)]
+    with torch.cuda.device(0):
+        y = hybrid_attention(q, k, v, *phis, rate=4, normalizer="mean", backend="triton")
+    with torch.cuda.device(1):
+        assert torch.equal(y, hybrid_attention(q, k, v, *phis, rate=4, normalizer="mean", backend="triton"))

@@ -96,7 +96,7 @@ def _kind(case: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _repeats(later: Sequence[Row], case: Sequence[Row]) -> bool:
-    if later[0].date <= case[0].date:
+    if later[0].date <= case[0].date or fastest_dense(later) is None:
         return False
     again, before = ({row.variant for row in some if row.rate != "1" and row.p50_ms} for some in (later, case))
     return bool(before) and before <= again

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from .attention_gradients import key_gradient_kernel, query_gradient_kernel
 from .descriptors import aligned, dense
-from .hopper import parts
-from .hopper.products import specialized_product_kernel, split_steps
 from .map_gradients import (
     map_gradient_kernel,
     output_gradient_kernel,
@@ -20,7 +18,7 @@ from .map_gradients import (
     token_product_kernel,
     value_gradient_kernel,
 )
-from .plan import Map, Plan, linear_count, strides, token_set
+from .plan import Map, Plan, linear_count, specialized_launches, strides, token_set
 
 WORKSPACE_BYTES, WORKSPACE_TENSORS = 2**27, 3.1
 """Work space of the gradients through φ: so many bytes, or so many tensors of tokens if that is more. Heads go through
@@ -132,7 +130,7 @@ def _map_gradients(
     work = torch.empty(per_round * padded, width, dtype=x.dtype, device=x.device)
     if plan.specialized:
         tiles = side.query + (1 + plan.p) * weights
-        shares, steps = split_steps(padded // parts.GROUP_TOKENS, max(1, tiles * per_round), plan.processors)
+        shares, steps = specialized_launches().split_products(padded, per_round, tiles, plan)
     else:
         tiles = plan.p * (side.query + (1 + plan.p) * weights)
         shares, steps = plan.shares(padded // product_cut.rows, max(1, tiles * per_round))
@@ -172,15 +170,9 @@ def _map_gradients(
         "WORK": width,
         "P": plan.p,
     }  # fmt: skip
-    product_kernel = specialized_product_kernel if plan.specialized else token_product_kernel
     for_products = of_tokens | of_products | {"steps": steps, "P": plan.p}
     if plan.specialized:
-        in_rows = {name: stride // 8 for name, stride in (strides("x", x) | strides("g", g)).items()}
-        for_products |= in_rows | parts.LAUNCH | {
-            "left_work": parts.matrix_descriptor(work, parts.GROUP_TOKENS, plan.d),
-            "right_work": parts.matrix_descriptor(work, parts.GROUP_TOKENS, plan.f),
-            "D": plan.d,
-        }  # fmt: skip
+        for_products |= specialized_launches().product_arguments(x, g, work, plan)
     else:
         for_products |= plan.options(product_cut) | {"work": plan.matrix_argument(work, product_cut.rows, plan.d)}
 
@@ -189,8 +181,10 @@ def _map_gradients(
         map_gradient_kernel[padded // cut.rows, now](first=first, **for_map)
         if not side.query:
             value_gradient_kernel[padded // value_cut.rows, now](first=first, **for_values)
-        if tiles:
-            product_kernel[tiles, shares, now](first=first, **for_products)
+        if tiles and plan.specialized:
+            specialized_launches().product_kernel((tiles, shares, now), first=first, **for_products)
+        elif tiles:
+            token_product_kernel[tiles, shares, now](first=first, **for_products)
     if tiles:
         names = ("dstate", "dmass", "dw1", "db1", "dw2", "db2")
         sum_products_kernel[rows // sum_cut.rows * plan.p, plan.h](

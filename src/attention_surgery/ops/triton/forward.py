@@ -8,11 +8,8 @@ from torch import Tensor
 
 from .attend import attend_kernel
 from .descriptors import aligned, dense
-from .hopper import parts
-from .hopper.merge import specialized_merge_kernel
-from .hopper.state import PARTIAL_MASSES, specialized_state_kernel, split_units
 from .merge import merge_kernel
-from .plan import Map, Plan, linear_count, strides, token_set
+from .plan import Map, Plan, linear_count, specialized_launches, strides, token_set
 from .state import state_kernel
 
 
@@ -23,33 +20,16 @@ def linear_state(k: Tensor, v: Tensor, phi: Map, table: Tensor | None, rate: int
     """
     k, v, phi, plan = aligned(k), aligned(v), phi.like(k), Plan(k, phi.degree)
     count, heads = linear_count(plan.n, rate), plan.b * plan.h
-    shared = {
-        "k": k, "v": v, "b1": phi.b1, "b2": phi.b2, "count": count, "H": plan.h, "D": plan.d, "P": plan.p,
-        **token_set(table, rate),
-    }  # fmt: skip
+    shared = {"b1": phi.b1, "b2": phi.b2, "count": count, "H": plan.h, **token_set(table, rate)}
     if plan.specialized:
-        units, programs, shares = split_units(count, heads, plan.p, plan.processors)
-        state = plan.float32(shares, plan.b, plan.h, plan.f, plan.d)
-        mass = plan.float32(PARTIAL_MASSES * shares, plan.b, plan.h, plan.f)
-        of_rows = strides("k", k) | strides("v", v)
-        specialized_state_kernel[(programs * plan.p,)](
-            w1=parts.matrix_descriptor(phi.w1, plan.d, 64),
-            w2=parts.matrix_descriptor(phi.w2, 64, plan.d),
-            state=state,
-            mass=mass,
-            heads=heads,
-            units=units,
-            shares=shares,
-            **parts.LAUNCH,
-            **{name: stride // 8 for name, stride in of_rows.items()},
-            **shared,
-        )
-        return state.sum(0), mass.sum(0)
+        return specialized_launches().linear_state(k, v, phi, plan, shared)
     cut = plan.blocks("state")
     shares, tiles = plan.shares(triton.cdiv(count, cut.rows), plan.p * heads)
     state = plan.float32(shares, plan.b, plan.h, plan.f, plan.d)
     mass = plan.float32(shares, plan.b, plan.h, plan.f)
     state_kernel[shares * plan.p, heads](
+        k=k,
+        v=v,
         w1=plan.matrix_argument(phi.w1, plan.d, cut.hidden),
         w2=plan.matrix_argument(phi.w2, cut.hidden, plan.d),
         state=state,
@@ -70,7 +50,7 @@ def merge(
     """y = (m·o + ratio·ψ(q) S̄) / n and n = m + ratio·ψ(q) z̄ (b h n); m is 1 unless given, and 0 without o."""
     q, phi, plan = aligned(q), phi.like(q), Plan(q, phi.degree)
     cut = plan.blocks("merge")
-    softmax = q if o is None else aligned(o)
+    softmax = q if o is None else aligned(o.to(q.dtype))  # another under autocast, if q is not of its dtype
     y, denominator = plan.tokens(), plan.float32(plan.b, plan.h, plan.n)
     state = dense(state.to(q.dtype))
     shared = {
@@ -78,24 +58,7 @@ def merge(
         "N": plan.n, "H": plan.h, "ratio": ratio, "SOFTMAX": o is not None,
     }  # fmt: skip
     if plan.specialized:
-        tiles = triton.cdiv(plan.n, 2 * parts.GROUP_TOKENS)
-        total = tiles * plan.b * plan.h
-        specialized_merge_kernel[(min(plan.processors, total),)](
-            q=parts.token_descriptor(q),
-            o=parts.token_descriptor(softmax),
-            y=parts.token_descriptor(y),
-            w1=parts.matrix_descriptor(phi.w1, plan.d, 64),
-            w2=parts.matrix_descriptor(phi.w2, 64, plan.f),
-            state=parts.matrix_descriptor(state, plan.d, plan.d),
-            tiles=tiles,
-            total=total,
-            stride_qh=q.stride(2),
-            stride_oh=softmax.stride(2),
-            D=plan.d,
-            F=plan.f,
-            **parts.LAUNCH,
-            **shared,
-        )
+        specialized_launches().merge(q, softmax, state, y, phi, plan, shared)
         return y, denominator
     merge_kernel[triton.cdiv(plan.n, cut.rows), plan.b * plan.h](
         q=plan.token_argument(q, cut.rows),

@@ -25,8 +25,20 @@ def operator(function: Callable[..., Any]) -> Any:
     name = f"attention_surgery::{function.__name__}"
     schema = torch.library.infer_schema(function, mutates_args=())
     torch.library.define(name, schema, tags=torch.Tag.pt2_compliant_tag)
-    torch.library.impl(name, "default", torch.compiler.disable(function))
+    torch.library.impl(name, "default", torch.compiler.disable(_on_its_device(function)))
     return getattr(torch.ops.attention_surgery, function.__name__).default
+
+
+def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` with its first argument's GPU as the current one, where Triton launches its kernels."""
+
+    def run(first: Tensor, *rest: Any) -> Any:
+        if first.is_cuda and first.device.index != torch.cuda.current_device():
+            with torch.cuda.device(first.device):
+                return function(first, *rest)
+        return function(first, *rest)
+
+    return run
 
 
 def fake(of: Any) -> Callable[[Callable[..., Any]], Any]:

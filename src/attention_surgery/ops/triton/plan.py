@@ -24,6 +24,10 @@ SPECIALIZED = ((3, 6), (3, 7))
 """Triton's releases with which the kernels of `hopper` spill no register. With 3.8 and 3.9 some do: not timed."""
 
 
+SPECIALIZED_HEADS = 2**14
+"""Most b · h that they take: the shares of the state's heads are then within 32-bit offsets."""
+
+
 class Map(NamedTuple):
     """Parameters of a feature map of two layers: weights h × in × out, biases h × out."""
 
@@ -75,7 +79,8 @@ class Plan:
     def specialized(self) -> bool:
         """Whether the kernels of `hopper` are taken, where there is one."""
         release = tuple(int(part) for part in triton.__version__.split(".")[:2])
-        return self.arch == 90 and self.half and (self.d, self.p) == (128, 2) and release in SPECIALIZED
+        fits = self.half and (self.d, self.p) == (128, 2) and self.b * self.h <= SPECIALIZED_HEADS
+        return fits and self.arch == 90 and release in SPECIALIZED
 
     def token_argument(self, x: Tensor, rows: int) -> Any:
         """A tensor of tokens, read or written `rows` tokens of one head at a time, as the kernels take it."""
@@ -118,6 +123,13 @@ def _hardware(device: torch.device) -> tuple[int, int]:
     """10·major + minor of the compute capability, and the multiprocessors."""
     properties = torch.cuda.get_device_properties(device)
     return 10 * properties.major + properties.minor, properties.multi_processor_count
+
+
+def specialized_launches() -> Any:
+    """The module `hopper.launch`: imported when it is needed, since Gluon changes with Triton's releases."""
+    from .hopper import launch
+
+    return launch
 
 
 def linear_count(n: int, rate: int) -> int:

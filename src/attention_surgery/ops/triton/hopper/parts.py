@@ -25,9 +25,6 @@ copy_out = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_sh
 
 _PUBLIC_VIEW = gl.constexpr(hasattr(gl.shared_memory_descriptor, "reinterpret"))  # from Triton 3.9 on
 
-LAUNCH = {"num_warps": 4}
-"""Warps of the first group, as a kernel is launched; the others are its own affair."""
-
 
 @gluon.jit
 def view(memory, SHAPE: gl.constexpr, layout: gl.constexpr):

@@ -1,0 +1,87 @@
+# pyright: reportArgumentType=false
+"""Launches of the specialized kernels, for `forward` and `backward`, with the arguments that all kernels share."""
+
+from typing import Any
+
+import triton
+from torch import Tensor
+
+from ..plan import Map, Plan, strides
+from .merge import specialized_merge_kernel
+from .parts import GROUP_TOKENS, matrix_descriptor, token_descriptor
+from .products import specialized_product_kernel, split_steps
+from .state import PARTIAL_MASSES, specialized_state_kernel, split_units
+
+WARPS = {"num_warps": 4}
+"""Of the first group, as a kernel is launched; the others are its own affair."""
+
+
+def linear_state(k: Tensor, v: Tensor, phi: Map, plan: Plan, shared: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """`forward.linear_state`."""
+    heads = plan.b * plan.h
+    units, programs, shares = split_units(shared["count"], heads, plan.p, plan.processors)
+    state = plan.float32(shares, plan.b, plan.h, plan.f, plan.d)
+    mass = plan.float32(PARTIAL_MASSES * shares, plan.b, plan.h, plan.f)
+    specialized_state_kernel[(programs * plan.p,)](
+        k=k,
+        v=v,
+        w1=matrix_descriptor(phi.w1, plan.d, 64),
+        w2=matrix_descriptor(phi.w2, 64, plan.d),
+        state=state,
+        mass=mass,
+        heads=heads,
+        units=units,
+        shares=shares,
+        D=plan.d,
+        P=plan.p,
+        **_in_rows(strides("k", k) | strides("v", v)),
+        **shared,
+        **WARPS,
+    )
+    return state.sum(0), mass.sum(0)
+
+
+def merge(q: Tensor, o: Tensor, state: Tensor, y: Tensor, phi: Map, plan: Plan, shared: dict[str, Any]) -> None:
+    """`forward.merge`, into `y`. `o` is of the dtype of `q`: its bytes are copied as they are."""
+    tiles = triton.cdiv(plan.n, 2 * GROUP_TOKENS)
+    total = tiles * plan.b * plan.h
+    specialized_merge_kernel[(min(plan.processors, total),)](
+        q=token_descriptor(q),
+        o=token_descriptor(o),
+        y=token_descriptor(y),
+        w1=matrix_descriptor(phi.w1, plan.d, 64),
+        w2=matrix_descriptor(phi.w2, 64, plan.f),
+        state=matrix_descriptor(state, plan.d, plan.d),
+        tiles=tiles,
+        total=total,
+        stride_qh=q.stride(2),
+        stride_oh=o.stride(2),
+        D=plan.d,
+        F=plan.f,
+        **shared,
+        **WARPS,
+    )
+
+
+def split_products(padded: int, heads: int, jobs: int, plan: Plan) -> tuple[int, int]:
+    """Shares of `padded` tokens, and steps of each, for so many products of a round of heads."""
+    return split_steps(padded // GROUP_TOKENS, max(1, jobs * heads), plan.processors)
+
+
+def product_arguments(x: Tensor, g: Tensor, work: Tensor, plan: Plan) -> dict[str, Any]:
+    """What `specialized_product_kernel` takes in place of the block sizes and the work space of the general one."""
+    return WARPS | _in_rows(strides("x", x) | strides("g", g)) | {
+        "left_work": matrix_descriptor(work, GROUP_TOKENS, plan.d),
+        "right_work": matrix_descriptor(work, GROUP_TOKENS, plan.f),
+        "D": plan.d,
+    }  # fmt: skip
+
+
+def product_kernel(grid: tuple[int, ...], **arguments: Any) -> None:
+    """`map_gradients.token_product_kernel`."""
+    specialized_product_kernel[grid](**arguments)
+
+
+def _in_rows(of_tensors: dict[str, int]) -> dict[str, int]:
+    """Strides in units of 16 bytes, which `descriptors.aligned` makes sure of: rows are then known to begin at one."""
+    return {name: stride // 8 for name, stride in of_tensors.items()}
