@@ -31,12 +31,13 @@ WITHOUT_PRODUCTS = {"output_gradient_kernel", "softmax_tokens_kernel", "sum_prod
 RELEASE = tuple(int(part) for part in triton.__version__.split(".")[:2])
 
 SPILLED = {"map_gradient_kernel": 64 if RELEASE >= (3, 9) else 0}
-"""Bytes of stack allowed at head dim 128, addresses in shared memory that ptxas takes out of loops: up to 56 with
+"""Bytes of stack allowed at head dim 128, addresses in shared memory that ptxas takes out of loops: up to 64 with
 Triton 3.9, none with 3.6, with which it was timed, to 3.8. The two kernels that it stands for spill nothing, and take a
 fifth longer (docs/log.md)."""
 
 
-SPECIALIZED = {"specialized_merge_kernel", "specialized_state_kernel", "specialized_product_kernel"}
+SPECIALIZED = {"specialized_merge_kernel": 176, "specialized_state_kernel": 40, "specialized_product_kernel": 0}
+"""Bytes of stack allowed with releases that they are not taken with: what they spill with Triton 3.9, the most."""
 
 
 @pytest.fixture
@@ -71,12 +72,12 @@ def test_tuned_blocks_compile_without_spills(arch: int, head_dim: int) -> None:
 @pytest.mark.usefixtures("specialized")
 @pytest.mark.parametrize(("dtype", "table"), [(torch.bfloat16, False), (torch.float16, True)])
 def test_specialized_kernels_compile_without_spills(dtype: torch.dtype, table: bool) -> None:
-    """With the releases that they are taken with; with others all else holds."""
+    """With the releases that they are taken with; with others no more than they do."""
     kernels = [each for each in compile_all(90, 128, dtype=dtype, table=table) if each.name in SPECIALIZED]
-    assert {kernel.name for kernel in kernels} == SPECIALIZED
+    assert {kernel.name for kernel in kernels} == set(SPECIALIZED)
     for kernel in kernels:
-        if RELEASE in TAKEN_WITH:
-            assert kernel.stack == 0, f"{kernel.name} spills {kernel.stack} bytes"
+        allowed = 0 if RELEASE in TAKEN_WITH else SPECIALIZED[kernel.name]
+        assert kernel.stack <= allowed, f"{kernel.name} spills {kernel.stack} bytes"
         assert kernel.shared <= SHARED_MEMORY[90], f"{kernel.name} needs {kernel.shared} bytes of shared memory"
         assert "wgmma.mma_async" in kernel.ptx, f"{kernel.name} does not use the warp-group matrix unit"
         faults = touched_in_flight(kernel.sass)
