@@ -183,7 +183,7 @@ def recorded(arch: int, results: list[Compiled] | None) -> Iterator[set[str]]:
     kinds: set[str] = set()
     with ExitStack() as stack:
         stack.enter_context(patch.object(plan, "_hardware", lambda _: (arch, 132)))
-        for module in (forward, backward, launch):
+        for module in (forward, backward, plan, launch):
             for name, value in vars(module).copy().items():
                 if isinstance(value, triton.JITFunction):
                     stack.enter_context(patch.object(module, name, _Recorder(value, arch, results, kinds)))

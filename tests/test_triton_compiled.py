@@ -23,10 +23,12 @@ TAKEN_WITH = plan.SPECIALIZED
 KERNELS = {
     "state_kernel", "merge_kernel", "attend_kernel", "output_gradient_kernel", "map_gradient_kernel",
     "value_gradient_kernel", "softmax_tokens_kernel", "token_product_kernel", "sum_products_kernel",
-    "query_gradient_kernel", "key_gradient_kernel",
+    "query_gradient_kernel", "key_gradient_kernel", "prepare_kernel", "sum_states_kernel",
 }  # fmt: skip
 
-WITHOUT_PRODUCTS = {"output_gradient_kernel", "softmax_tokens_kernel", "sum_products_kernel"}
+WITHOUT_PRODUCTS = {
+    "output_gradient_kernel", "softmax_tokens_kernel", "sum_products_kernel", "prepare_kernel", "sum_states_kernel",
+}  # fmt: skip
 
 RELEASE = tuple(int(part) for part in triton.__version__.split(".")[:2])
 

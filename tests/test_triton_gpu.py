@@ -110,6 +110,23 @@ def test_softmax_part_in_the_dtype_of_autocast(dtype, of_autocast) -> None:
     assert (y.double() - expected).norm() <= 0.02 * expected.norm()
 
 
+@pytest.mark.parametrize("far", [-30.0, -300.0])
+@pytest.mark.parametrize(("rate", "normalizer"), [(4, "mean"), (4, "max"), ("linear", "mean")])
+def test_features_far_below_zero(rate, normalizer, far: float) -> None:
+    """φ is nearly 0 there: beside the softmax part its absolute error counts, alone ("linear") its relative one."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 1000, 3, 128, device="cuda").bfloat16() for _ in range(3))
+    phis = [FeatureMap(3, 128).cuda().requires_grad_(False) for _ in range(2)]
+    for phi in phis:
+        phi.biases[1].fill_(far)
+    wide = [copy.deepcopy(phi).double() for phi in phis]
+    options = {"rate": rate, "normalizer": normalizer}
+    expected = naive.hybrid_attention(q.double(), k.double(), v.double(), *wide, **options)
+    plain, y = (hybrid_attention(q, k, v, *phis, **options, backend=backend) for backend in ("eager", "triton"))
+    error, allowed = ((x.double() - expected).norm() / expected.norm() for x in (y, plain))
+    assert error <= 2 * allowed
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_another_gpu_than_the_current_one() -> None:
     torch.manual_seed(0)

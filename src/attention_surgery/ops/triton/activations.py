@@ -14,6 +14,22 @@ WIDTH = tl.constexpr(0.25)  # b of squareplus: SQUAREPLUS_WIDTH of layers/featur
 
 
 @triton.jit
+def packed(x, dtype: tl.constexpr, FAST: tl.constexpr):
+    """x in a 16-bit dtype, two to a register: ptxas else may convert one at a time, in the special-function unit."""
+    if FAST and dtype == tl.bfloat16:
+        y = tl.inline_asm_elementwise(
+            "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=tl.bfloat16, is_pure=True, pack=2
+        )
+    elif FAST:
+        y = tl.inline_asm_elementwise(
+            "cvt.rn.f16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=tl.float16, is_pure=True, pack=2
+        )
+    else:
+        y = x.to(dtype)
+    return y
+
+
+@triton.jit
 def _tanh(x):
     """Two at a time, as float16; the machine code of sm_90 has a special-function instruction for each all the same."""
     return tl.inline_asm_elementwise(
@@ -75,6 +91,26 @@ def squareplus(x, FAST: tl.constexpr):
     """(x + sqrt(x² + b)) / 2 as relu(x) + b / 2(sqrt(x² + b) + |x|), which never cancels."""
     root = _root(x * x + WIDTH, FAST)
     return tl.maximum(x, 0.0) + (0.5 * WIDTH) * _reciprocal(root + tl.abs(x), FAST)
+
+
+@triton.jit
+def silu_of_half(half):
+    """silu(2·half), FAST: two instructions fewer, with weights that were halved before."""
+    return half * _tanh(half) + half
+
+
+@triton.jit
+def squareplus_of_half(half, RELATIVE: tl.constexpr):
+    """squareplus(2·half), FAST.
+
+    With RELATIVE as `squareplus`. Otherwise as half + sqrt(half² + b/4), in half the instructions: it cancels for
+    negative x = 2·half, with an absolute error of |x|·2^-23. That is for features that are added to a softmax part's
+    mass, which is 1 or more: no relative error of theirs counts there.
+    """
+    root = _root(half * half + 0.25 * WIDTH, True)
+    if RELATIVE:
+        return 2.0 * tl.maximum(half, 0.0) + (0.25 * WIDTH) * _reciprocal(root + tl.abs(half), True)
+    return half + root
 
 
 @triton.jit

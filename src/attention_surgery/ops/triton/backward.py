@@ -18,7 +18,7 @@ from .map_gradients import (
     token_product_kernel,
     value_gradient_kernel,
 )
-from .plan import Map, Plan, linear_count, specialized_launches, strides, token_set
+from .plan import Map, Plan, linear_count, prepare, specialized_launches, strides, token_set
 
 WORKSPACE_BYTES, WORKSPACE_TENSORS = 2**27, 3.1
 """Work space of the gradients through φ: so many bytes, or so many tensors of tokens if that is more. Heads go through
@@ -114,14 +114,14 @@ def _map_gradients(
     x: Tensor, dx: Tensor, side: Contraction, phi: Map, table: Tensor | None, rate: int, weights: bool
 ) -> tuple[Tensor, ...]:
     """Fills dx, and dv (key side); returns dS̄ and dz̄ (query side), dw1, db1, dw2, db2 (if `weights`)."""
-    x, g, phi, plan = aligned(x), aligned(side.g), phi.like(x), Plan(x, phi.degree)
+    x, g, plan = aligned(x), aligned(side.g), Plan(x, phi.degree)
+    prepared = prepare(phi, plan, scale=1.0, state=side.state, state_scale=side.scale)
     count, heads = linear_count(plan.n, rate), plan.b * plan.h
     cut, value_cut, product_cut, sum_cut = (
         plan.blocks(kernel) for kernel in ("map_gradient", "value_gradient", "token_product", "sum_products")
     )
     step = max(cut.rows, value_cut.rows, product_cut.rows)  # a multiple of what the specialized products take
     padded = triton.cdiv(count, step) * step
-    state = torch.mul(side.state, side.scale, out=torch.empty(side.state.shape, dtype=x.dtype, device=x.device))
 
     width = (4 if weights else 2) * plan.f
     per_head = padded * width * x.element_size()
@@ -150,12 +150,12 @@ def _map_gradients(
     }  # fmt: skip
     of_products = {"product": products, "record": record * plan.f, "share": heads * record * plan.f}
     for_map = of_tokens | plan.map_options(cut) | {
-        "state": plan.matrix_argument(state, plan.d, plan.d),
+        "state": plan.matrix_argument(prepared.state, plan.d, cut.hidden),
         "mass": side.mass.contiguous(),
-        "w1": plan.matrix_argument(phi.w1, plan.d, cut.hidden),
-        "b1": phi.b1,
-        "w2": plan.matrix_argument(phi.w2, cut.hidden, plan.d),
-        "b2": phi.b2,
+        "w1": plan.matrix_argument(prepared.w1, plan.d, cut.hidden),
+        "w2": plan.matrix_argument(prepared.w2, cut.hidden, plan.d),
+        "b1": prepared.biases[0],
+        "b2": prepared.biases[1],
         "added": None if side.added is None else dense(side.added),
         "dx": dx,
         "work": plan.matrix_argument(work, cut.rows, plan.d),
@@ -165,7 +165,7 @@ def _map_gradients(
     }  # fmt: skip
     for_values = shared | plan.options(value_cut) | {
         "work": plan.matrix_argument(work, value_cut.rows, plan.d),
-        "state": for_map["state"],
+        "state": plan.matrix_argument(prepared.state, plan.d, plan.d),
         "dv": side.dv,
         "WORK": width,
         "P": plan.p,

@@ -43,7 +43,7 @@ HOPPER: dict[tuple[Kernel, int], Blocks] = {
     ("value_gradient", 128): Blocks(rows=64, warps=4),
     ("softmax_tokens", 128): Blocks(rows=64, warps=4),
     ("token_product", 128): Blocks(rows=64, warps=8, stages=3),
-    ("sum_products", 128): Blocks(rows=32, warps=4),
+    ("sum_products", 128): Blocks(rows=8, warps=4),
     ("query_gradient", 128): Blocks(rows=128, across=64, warps=8, stages=3),
     ("key_gradient", 128): Blocks(rows=64, across=64, warps=4),
     ("state", 64): Blocks(rows=64, hidden=64, warps=4, resident=True),

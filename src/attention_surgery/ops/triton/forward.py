@@ -7,10 +7,13 @@ import triton
 from torch import Tensor
 
 from .attend import attend_kernel
-from .descriptors import aligned, dense
+from .descriptors import aligned
 from .merge import merge_kernel
-from .plan import Map, Plan, linear_count, specialized_launches, strides, token_set
-from .state import state_kernel
+from .plan import Map, Plan, linear_count, prepare, specialized_launches, strides, token_set
+from .state import state_kernel, sum_states_kernel
+
+SUM_BLOCK = 1024
+"""Numbers of S̄ and z̄ that a program sums up over the shares."""
 
 
 def linear_state(k: Tensor, v: Tensor, phi: Map, table: Tensor | None, rate: int) -> tuple[Tensor, Tensor]:
@@ -18,54 +21,68 @@ def linear_state(k: Tensor, v: Tensor, phi: Map, table: Tensor | None, rate: int
 
     Shares of the tokens are summed in float32 by one program each, then over the shares in a fixed order.
     """
-    k, v, phi, plan = aligned(k), aligned(v), phi.like(k), Plan(k, phi.degree)
+    k, v, plan = aligned(k), aligned(v), Plan(k, phi.degree)
     count, heads = linear_count(plan.n, rate), plan.b * plan.h
-    shared = {"b1": phi.b1, "b2": phi.b2, "count": count, "H": plan.h, **token_set(table, rate)}
+    shared = {"count": count, "H": plan.h, **token_set(table, rate)}
     if plan.specialized:
-        return specialized_launches().linear_state(k, v, phi, plan, shared)
-    cut = plan.blocks("state")
-    shares, tiles = plan.shares(triton.cdiv(count, cut.rows), plan.p * heads)
-    state = plan.float32(shares, plan.b, plan.h, plan.f, plan.d)
-    mass = plan.float32(shares, plan.b, plan.h, plan.f)
-    state_kernel[shares * plan.p, heads](
-        k=k,
-        v=v,
-        w1=plan.matrix_argument(phi.w1, plan.d, cut.hidden),
-        w2=plan.matrix_argument(phi.w2, cut.hidden, plan.d),
+        states = specialized_launches().linear_state(k, v, phi, plan, shared)
+    else:
+        prepared, cut = prepare(phi, plan, scale=1.0), plan.blocks("state")
+        shares, tiles = plan.shares(triton.cdiv(count, cut.rows), plan.p * heads)
+        states = plan.states(shares)
+        state_kernel[shares * plan.p, heads](
+            k=k,
+            v=v,
+            w1=plan.matrix_argument(prepared.w1, plan.d, cut.hidden),
+            w2=plan.matrix_argument(prepared.w2, cut.hidden, plan.d),
+            b1=prepared.biases[0],
+            b2=prepared.biases[1],
+            state=states,
+            tiles=tiles,
+            zero=0,
+            RESIDENT=cut.resident,
+            **strides("k", k),
+            **strides("v", v),
+            **shared | plan.map_options(cut),
+        )
+    state, mass = plan.float32(plan.b, plan.h, plan.f, plan.d), plan.float32(plan.b, plan.h, plan.f)
+    sum_states_kernel[triton.cdiv(states.shape[2], SUM_BLOCK), heads](
+        states=states,
         state=state,
         mass=mass,
-        tiles=tiles,
-        zero=0,
-        RESIDENT=cut.resident,
-        **strides("k", k),
-        **strides("v", v),
-        **shared | plan.map_options(cut),
+        shares=states.shape[0],
+        heads=heads,
+        BLOCK=SUM_BLOCK,
+        D=plan.d,
+        P=plan.p,
+        num_warps=4,
     )
-    return state.sum(0), mass.sum(0)
+    return state, mass
 
 
 def merge(
     q: Tensor, o: Tensor | None, state: Tensor, mass: Tensor, phi: Map, ratio: float, softmax_mass: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """y = (m·o + ratio·ψ(q) S̄) / n and n = m + ratio·ψ(q) z̄ (b h n); m is 1 unless given, and 0 without o."""
-    q, phi, plan = aligned(q), phi.like(q), Plan(q, phi.degree)
-    cut = plan.blocks("merge")
+    q, plan = aligned(q), Plan(q, phi.degree)
     softmax = q if o is None else aligned(o.to(q.dtype))  # another under autocast, if q is not of its dtype
     y, denominator = plan.tokens(), plan.float32(plan.b, plan.h, plan.n)
-    state = dense(state.to(q.dtype))
     shared = {
-        "softmax_mass": softmax_mass, "mass": mass.contiguous(), "b1": phi.b1, "b2": phi.b2, "denominator": denominator,
+        "softmax_mass": softmax_mass, "mass": mass.contiguous(), "denominator": denominator,
         "N": plan.n, "H": plan.h, "ratio": ratio, "SOFTMAX": o is not None,
     }  # fmt: skip
     if plan.specialized:
         specialized_launches().merge(q, softmax, state, y, phi, plan, shared)
         return y, denominator
+    prepared, cut = prepare(phi, plan, scale=1.0, state=state), plan.blocks("merge")
     merge_kernel[triton.cdiv(plan.n, cut.rows), plan.b * plan.h](
         q=plan.token_argument(q, cut.rows),
         o=plan.token_argument(softmax, cut.rows),
-        state=plan.matrix_argument(state, plan.width, plan.d),
-        w1=plan.matrix_argument(phi.w1, plan.d, cut.hidden),
-        w2=plan.matrix_argument(phi.w2, cut.hidden, plan.width),
+        state=plan.matrix_argument(prepared.state, plan.width, plan.d),
+        w1=plan.matrix_argument(prepared.w1, plan.d, cut.hidden),
+        w2=plan.matrix_argument(prepared.w2, cut.hidden, plan.width),
+        b1=prepared.biases[0],
+        b2=prepared.biases[1],
         y=plan.token_argument(y, cut.rows),
         **strides("q", q),
         **strides("o", softmax),

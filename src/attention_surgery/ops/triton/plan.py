@@ -12,7 +12,8 @@ from triton import cdiv, knobs
 from ...rates import Rate
 from ..tokens import softmax_count
 from .blocks import Blocks, Kernel, blocks_of
-from .descriptors import dense, matrix_descriptor, token_descriptor
+from .descriptors import matrix_descriptor, token_descriptor
+from .prepare import prepare_kernel
 
 INTERPRETED: bool = knobs.runtime.interpret
 """Whether the kernels run in Triton's interpreter (TRITON_INTERPRET=1), on the CPU."""
@@ -27,6 +28,9 @@ RELEASE = tuple(int(part) for part in triton.__version__.split(".")[:2])
 SPECIALIZED = ((3, 6), (3, 7))
 """Triton's releases with which the kernels of `hopper` spill no register. With 3.8 and 3.9 some do: not timed."""
 
+
+PREPARE_BLOCK = 1024
+"""Numbers that a program of `prepare_kernel` converts."""
 
 SPECIALIZED_HEADS = 2**14
 """Most b · h that they take: the shares of the state's heads are then within 32-bit offsets."""
@@ -44,9 +48,15 @@ class Map(NamedTuple):
     def degree(self) -> int:
         return self.w1.shape[2] // self.w1.shape[1]
 
-    def like(self, x: Tensor) -> "Map":
-        """The same with weights in the dtype of `x`, laid out for descriptors."""
-        return Map(dense(self.w1.to(x.dtype)), self.b1.contiguous(), dense(self.w2.to(x.dtype)), self.b2.contiguous())
+
+class Prepared(NamedTuple):
+    """w1 and w2 in the dtype of the tokens, b1 and b2 in one tensor (2 h P·D), float32, and a state in the
+    dtype of the tokens."""
+
+    w1: Tensor
+    w2: Tensor
+    biases: Tensor
+    state: Tensor | None
 
 
 class Plan:
@@ -117,11 +127,45 @@ class Plan:
     def float32(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.device)
 
+    def states(self, shares: int) -> Tensor:
+        """Room for so many shares of S̄ and z̄, a record for each head."""
+        return self.float32(shares, self.b * self.h, self.f * (self.d + 1))
+
     def shares(self, tiles: int, programs: int, waves: int = 2) -> tuple[int, int]:
         """Split `tiles` so that `programs` per share fill the device `waves` times: (shares, tiles of each)."""
         wanted = max(1, min(tiles, waves * self.processors // programs))
         each = cdiv(tiles, wanted)
         return cdiv(tiles, each), each
+
+
+def prepare(phi: Map, plan: Plan, *, scale: float, state: Tensor | None = None, state_scale: float = 1.0) -> Prepared:
+    """`phi` times `scale`, and `state`, if there is one, times `state_scale`."""
+    phi = Map(*(parameter.contiguous() for parameter in phi))
+    state = None if state is None else state.contiguous()
+    made = Prepared(
+        w1=torch.empty(phi.w1.shape, dtype=plan.dtype, device=plan.device),
+        w2=torch.empty(phi.w2.shape, dtype=plan.dtype, device=plan.device),
+        biases=plan.float32(2, plan.h, plan.f),
+        state=None if state is None else torch.empty(state.shape, dtype=plan.dtype, device=plan.device),
+    )
+    counts = [x.numel() for x in (phi.w1, phi.w2, phi.b1, phi.b2)] + [0 if state is None else state.numel()]
+    prepare_kernel[(sum(triton.cdiv(count, PREPARE_BLOCK) for count in counts),)](
+        **phi._asdict(),
+        state=state,
+        made_w1=made.w1,
+        made_w2=made.w2,
+        made_biases=made.biases,
+        made_state=made.state,
+        of_w1=counts[0],
+        of_w2=counts[1],
+        of_b=counts[2],
+        of_state=counts[4],
+        scale=scale,
+        state_scale=state_scale,
+        BLOCK=PREPARE_BLOCK,
+        num_warps=4,
+    )
+    return made
 
 
 @cache

@@ -9,7 +9,7 @@ from .tiles import kernel, linear_tokens, load_matrix, load_rows
 
 @kernel
 def state_kernel(
-    k, v, w1, b1, w2, b2, table, state, mass, count, H, tiles, zero,
+    k, v, w1, b1, w2, b2, table, state, count, H, tiles, zero,
     stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh, stride_table,
     RATE: tl.constexpr, TABLE: tl.constexpr, RESIDENT: tl.constexpr,
     BM: tl.constexpr, BJ: tl.constexpr, D: tl.constexpr, P: tl.constexpr, FAST: tl.constexpr, PREC: tl.constexpr,
@@ -17,10 +17,12 @@ def state_kernel(
 ):  # fmt: skip
     """One power p of φ_k, one head, `tiles` tiles of linear tokens: a share of S̄_p (D × D) and z̄_p (D), float32.
 
-    Grid: (splits · P, b · h). Features run along the rows of every product, tokens along its columns: biases then cost
-    two registers, and the features leave the second layer as the left operand of φᵀ v. RESIDENT keeps all weights of
-    the slice in shared memory; otherwise they stream from L2 for every tile. `zero` is 0: it makes the biases' address
-    depend on the tile, so that the compiler does not keep them in registers across the loop.
+    A record of `state` (shares b·h P·D·(D + 1)) has S̄, then z̄. Grid: (splits · P, b · h).
+
+    Features run along the rows of every product, tokens along its columns: biases then cost two registers, and the
+    features leave the second layer as the left operand of φᵀ v. RESIDENT keeps all weights of the slice in shared
+    memory; otherwise they stream from L2 for every tile. `zero` is 0: it makes the biases' address depend on the tile,
+    so that the compiler does not keep them in registers across the loop.
     """
     F: tl.constexpr = P * D
     p = tl.program_id(0) % P
@@ -70,6 +72,24 @@ def state_kernel(
             f = tl.where(mask[None, :], f, 0.0)
         z += tl.sum(f, 1)
         s = tl.dot(f.to(dtype), vt, s, input_precision=PREC)
-    out = (split * tl.num_programs(1) + bh).to(tl.int64) * F + p * D + feature
-    tl.store(state + out[:, None] * D + feature[None, :], s / count)
-    tl.store(mass + out, z / count)
+    record = state + (split * tl.num_programs(1) + bh).to(tl.int64) * (F * (D + 1))
+    tl.store(record + (p * D + feature)[:, None] * D + feature[None, :], s / count)
+    tl.store(record + F * D + p * D + feature, z / count)
+
+
+@kernel
+def sum_states_kernel(states, state, mass, shares, heads, BLOCK: tl.constexpr, D: tl.constexpr, P: tl.constexpr):
+    """S̄ (heads P·D D) and z̄ (heads P·D): the shares of `state_kernel`, summed in their order.
+
+    Grid: (blocks of BLOCK numbers of a record, heads).
+    """
+    STATE: tl.constexpr = P * D * D
+    MASS: tl.constexpr = P * D
+    head = tl.program_id(1).to(tl.int64)
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for share in range(shares):
+        record = states + (share * heads + head) * (STATE + MASS)
+        total += tl.load(record + i, mask=i < STATE + MASS, other=0.0)
+    tl.store(state + head * STATE + i, total, mask=i < STATE)
+    tl.store(mass + head * MASS + i - STATE, total, mask=(i >= STATE) & (i < STATE + MASS))

@@ -12,7 +12,7 @@ import triton.language as tl
 from .activations import silu
 
 kernel = triton.jit(
-    do_not_specialize=["N", "M", "H", "B", "count", "first", "steps", "tiles", "shares", "stride_table"],  # type: ignore[arg-type]
+    do_not_specialize=["N", "M", "H", "B", "count", "first", "steps", "tiles", "shares", "heads", "stride_table"],  # type: ignore[arg-type]
 )
 """Decorator of what is launched. Counts do not say how addresses are aligned: one compilation serves all their values,
 where Triton would make another for those that 16 divides."""

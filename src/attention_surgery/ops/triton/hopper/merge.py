@@ -25,7 +25,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from ..activations import silu, squareplus
+from ..activations import silu_of_half, squareplus_of_half
 from .parts import MATRIX, TOKENS, barriers, copy_in, copy_out, opaque_zero, pin, row_vector, view
 
 _MATRIX = gl.constexpr(MATRIX)
@@ -37,13 +37,14 @@ _REGISTERS = gl.constexpr(240)
 
 @gluon.jit(do_not_specialize=["N", "H", "tiles", "total"])
 def specialized_merge_kernel(
-    q, o, y, softmax_mass, w1, w2, state, mass, b1, b2, denominator, N, H, tiles, total, ratio, stride_qh, stride_oh,
+    q, o, y, softmax_mass, w1, w2, biases, state, mass, denominator, N, H, tiles, total, ratio, stride_qh, stride_oh,
     D: gl.constexpr, F: gl.constexpr, SOFTMAX: gl.constexpr,
 ):  # fmt: skip
     """y and its denominator. Without SOFTMAX ("linear") m is 0; without `softmax_mass` (b h n) it is 1.
 
     `total` tiles, `tiles` of each batch entry and head. Descriptors: q, o, y in blocks of 64 tokens, w1 (h·D × F) of
-    128 × 64, w2 (h·F × F) of 64 × 256, state (b·h·F × D, in the dtype of q) of 128 × 128. `mass` is float32.
+    128 × 64, w2 (h·F × F) of 64 × 256, state (b·h·F × D) of 128 × 128. φ's parameters are halved, b1 and b2 are
+    `biases` (2 h F). `mass` is float32.
     """
     gl.static_assert((D == 128) & (F == 256))
     program = gl.program_id(0).to(gl.int64)
@@ -59,7 +60,7 @@ def specialized_merge_kernel(
     x_full, o_full = barriers(2, 1), barriers(2, 1)
     fence_async_shared()
     of_consumers = (
-        q, o, y, softmax_mass, mass, b1, b2, denominator, N, H, ratio, stride_qh, stride_oh,
+        q, o, y, softmax_mass, mass, biases, denominator, N, H, ratio, stride_qh, stride_oh,
         w1_smem, ring, slots, w1_full, w1_empty, full, empty, x_full, o_full, first, last, tiles,
     )  # fmt: skip
     gl.warp_specialize(
@@ -118,7 +119,7 @@ def _load_tokens(x, slot, bar, b, start, h, stride_h, pred):
 def _consume(of_consumers, C: gl.constexpr, D: gl.constexpr, F: gl.constexpr, SOFTMAX: gl.constexpr):
     """Consumer C: 64 of each tile's tokens."""
     (
-        q, o, y, softmax_mass, mass, b1, b2, denominator, N, H, ratio, stride_qh, stride_oh,
+        q, o, y, softmax_mass, mass, biases, denominator, N, H, ratio, stride_qh, stride_oh,
         w1_smem, ring, slots, w1_full, w1_empty, full, empty, x_full, o_full, first, last, tiles,
     ) = of_consumers  # fmt: skip
     chunks: gl.constexpr = F // 64
@@ -151,10 +152,10 @@ def _consume(of_consumers, C: gl.constexpr, D: gl.constexpr, F: gl.constexpr, SO
         x = view(slots.index(C + zero), [64, D], _MATRIX)
         mbarrier.wait(x_bar, parity)
         mbarrier.wait(w1_full.index(0), heads & 1)
-        ahead = gl.zeros((64, 64), gl.float32, layout=hidden) + row_vector(b1, h * F, 64, across_hidden)
+        ahead = gl.zeros((64, 64), gl.float32, layout=hidden) + row_vector(biases, h * F, 64, across_hidden)
         ahead = warpgroup_mma(x, w1_smem.index(zero), ahead, is_async=True)
-        u0 = gl.zeros((64, 128), gl.float32, layout=wide) + row_vector(b2, h * F, 128, across)
-        u1 = gl.zeros((64, 128), gl.float32, layout=wide) + row_vector(b2, h * F + 128, 128, across)
+        u0 = gl.zeros((64, 128), gl.float32, layout=wide) + row_vector(biases, (H + h) * F, 128, across)
+        u1 = gl.zeros((64, 128), gl.float32, layout=wide) + row_vector(biases, (H + h) * F + 128, 128, across)
         a = gl.zeros((64, 64), dtype, layout=left)
         x1 = warpgroup_mma_wait(0, deps=[ahead])
         mbarrier.arrive(w1_empty.index(0), count=1, pred=wraps)
@@ -164,9 +165,9 @@ def _consume(of_consumers, C: gl.constexpr, D: gl.constexpr, F: gl.constexpr, SO
         for j in gl.static_range(chunks):
             # In flight here: the second layer's products of chunk j - 1, during the activation of chunk j.
             if j + 1 < chunks:
-                bias = row_vector(b1, h * F + (j + 1) * 64, 64, across_hidden)
+                bias = row_vector(biases, h * F + (j + 1) * 64, 64, across_hidden)
             before = a
-            a = pin(gl.convert_layout(silu(x1, True).to(dtype), left))
+            a = pin(gl.convert_layout(silu_of_half(x1).to(dtype), left))
             mbarrier.wait(full.index(j % _STAGES), j // _STAGES)
             if j + 1 < chunks:
                 mbarrier.wait(w1_full.index(j + 1), heads & 1)
@@ -196,7 +197,7 @@ def _consume(of_consumers, C: gl.constexpr, D: gl.constexpr, F: gl.constexpr, SO
         s0: gl.constexpr = chunks % _STAGES
         s1: gl.constexpr = (chunks + 1) % _STAGES
         u0 = warpgroup_mma_wait(1, deps=[u0])
-        f = squareplus(u0, True)
+        f = squareplus_of_half(u0, not SOFTMAX)
         weight = gl.sum(f * row_vector(mass, bh * F, 128, across), 1)
         f0 = gl.convert_layout(f.to(dtype), left)
         mbarrier.wait(full.index(s0), chunks // _STAGES)
@@ -206,7 +207,7 @@ def _consume(of_consumers, C: gl.constexpr, D: gl.constexpr, F: gl.constexpr, SO
         numerator = warpgroup_mma(
             f0, view(ring.index(s0 + zero), [128, 128], _MATRIX), numerator, use_acc=False, is_async=True
         )
-        f = squareplus(u1, True)
+        f = squareplus_of_half(u1, not SOFTMAX)
         f = f * f
         weight += gl.sum(f * row_vector(mass, bh * F + 128, 128, across), 1)
         f1 = gl.convert_layout(f.to(dtype), left)

@@ -6,9 +6,9 @@ Work comes in units: 128 linear tokens of one batch entry and head. The programs
 each a contiguous run of them, which may cross from one head to the next. The weights of (head, p) stay in shared
 memory. Two consumers, groups of four warps, take 64 tokens of a unit each through φ_p, with tokens along the rows: the
 hidden layer goes by in chunks of 64, which become the left operand of the second layer in registers. Only the features
-go through shared memory (64 tokens × 128), where z sums them up too, rounded as S has them. S is shared out by feature:
-each consumer holds 64 of its 128 rows and adds to them both consumers' features times v. It does so when its second
-layer is through, beside its own last activation: consumer 0 adds both consumers' features of the unit before, consumer
+go through shared memory (64 tokens × 128). S and z are shared out by feature: each consumer holds 64 of their 128 rows
+and adds to them both consumers' features times v and times 1 (z: eight equal columns). It does so when its second layer
+is through, beside its own last activation: consumer 0 adds both consumers' features of the unit before, consumer
 1 its own of the unit before and consumer 0's of this one. So consumer 1 stays about half a unit behind, and one's
 activations run beside the other's products. A producer of four warps gathers k and v.
 
@@ -36,7 +36,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from ..activations import silu, squareplus
+from ..activations import silu_of_half, squareplus_of_half
 from ..tiles import linear_tokens
 from .parts import GROUP_TOKENS, MATRIX, barriers, copy_in, copy_rows, opaque_zero, row_vector
 
@@ -47,9 +47,6 @@ _K, _V, _F = gl.constexpr(0), gl.constexpr(2), gl.constexpr(4)
 
 _REGISTERS, _PRODUCER_REGISTERS = gl.constexpr(232), gl.constexpr(40)
 """Of the threads of a consumer, and of the producer."""
-
-PARTIAL_MASSES = 8
-"""Partial sums of z per program: one a warp of both consumers."""
 
 
 def split_units(count: int, heads: int, degree: int, processors: int) -> tuple[int, int, int]:
@@ -74,11 +71,11 @@ def _shares(heads: int, units: int, programs: int) -> int:
     "stride_vh", "stride_table",
 ])  # fmt: skip
 def specialized_state_kernel(
-    k, v, w1, b1, w2, b2, table, state, mass, count, H, heads, units, shares,
+    k, v, w1, w2, biases, table, state, count, H, heads, units, shares,
     stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh, stride_table,
     RATE: gl.constexpr, TABLE: gl.constexpr, D: gl.constexpr, P: gl.constexpr,
 ):  # fmt: skip
-    """Shares of S̄ (shares b h P·D D) and of z̄ (`PARTIAL_MASSES`·shares b h P·D), float32.
+    """Shares of S̄ and z̄, as those of `state_kernel`, with the weights and biases of `prepare_kernel`.
 
     Grid: programs · P. `heads` are b · h, `units` those of one head. Descriptors: w1 (h·D × P·D) in blocks of 128 × 64,
     w2 (h·P·D × P·D) of 64 × 128. Strides are in 8 elements (16 bytes), but that of the table in one.
@@ -88,19 +85,21 @@ def specialized_state_kernel(
     w1_smem = gl.allocate_shared_memory(dtype, [P * D // 64, D, 64], _MATRIX)
     w2_smem = gl.allocate_shared_memory(dtype, [P * D // 64, 64, D], _MATRIX)
     tokens = gl.allocate_shared_memory(dtype, [6, _ROWS, D], _MATRIX)
+    ones = gl.allocate_shared_memory(dtype, [1, 8, _ROWS], _MATRIX)
+    ones.index(0).store(gl.full([8, _ROWS], 1.0, dtype, layout=gl.BlockedLayout([1, 4], [2, 16], [4, 1], [1, 0])))
     w_full, w_empty = barriers(P * D // 64, 1), barriers(1, 2)
     k_full, k_empty = barriers(2, 128), barriers(2, 1)
     v_full, v_empty = barriers(2, 128), barriers(2, 2)
     f_full, f_empty = barriers(2, 1), barriers(2, 1)
     fence_async_shared()
     of_consumers = (
-        b1, b2, state, mass, count, H, heads, units, shares, w1_smem, w2_smem, tokens,
+        biases, state, count, H, heads, units, shares, w1_smem, w2_smem, tokens, ones,
         w_full, w_empty, k_full, k_empty, v_full, v_empty, f_full, f_empty,
     )  # fmt: skip
     gl.warp_specialize(
         [
-            (_consume, (of_consumers, 0, P)),
-            (_consume, (of_consumers, 1, P)),
+            (_consume, (of_consumers, 0, P, RATE)),
+            (_consume, (of_consumers, 1, P, RATE)),
             (_produce, (
                 k, v, w1, w2, table, count, H, heads, units,
                 stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh, stride_table,
@@ -186,10 +185,12 @@ def _square(x):
 
 
 @gluon.jit
-def _add_features(tokens, s, zero, WHOSE: gl.constexpr, C: gl.constexpr, use_acc):
-    """s += f[:, 64·C …]ᵀ v of consumer WHOSE's tokens, left in flight."""
+def _add_features(tokens, ones, s, z, zero, WHOSE: gl.constexpr, C: gl.constexpr, use_acc):
+    """s += f[:, 64·C …]ᵀ v of consumer WHOSE's tokens, and each column of z += f[:, 64·C …]ᵀ 1, both left in flight."""
     f = tokens.index(_F + WHOSE + zero).slice(C * _ROWS, _ROWS, dim=1).permute((1, 0))
-    return warpgroup_mma(f, tokens.index(_V + WHOSE + zero), s, use_acc=use_acc, is_async=True)
+    s = warpgroup_mma(f, tokens.index(_V + WHOSE + zero), s, use_acc=use_acc, is_async=True)
+    z = warpgroup_mma(f, ones.index(zero).permute((1, 0)), z, use_acc=use_acc, is_async=True)
+    return s, z
 
 
 @gluon.jit
@@ -200,10 +201,10 @@ def _run(heads, units, program, programs):
 
 
 @gluon.jit
-def _consume(of_consumers, C: gl.constexpr, P: gl.constexpr):
+def _consume(of_consumers, C: gl.constexpr, P: gl.constexpr, RATE: gl.constexpr):
     """Consumer C: 64 of each unit's tokens, and features 64·C … of S_p."""
     (
-        b1, b2, state, mass, count, H, heads, units, shares, w1_smem, w2_smem, tokens,
+        biases, state, count, H, heads, units, shares, w1_smem, w2_smem, tokens, ones,
         w_full, w_empty, k_full, k_empty, v_full, v_empty, f_full, f_empty,
     ) = of_consumers  # fmt: skip
     CHUNKS: gl.constexpr = w1_smem.shape[0]
@@ -217,19 +218,20 @@ def _consume(of_consumers, C: gl.constexpr, P: gl.constexpr):
     across_hidden: gl.constexpr = gl.SliceLayout(0, hidden)
     across: gl.constexpr = gl.SliceLayout(0, wide)
     down: gl.constexpr = gl.SliceLayout(1, wide)
+    narrow: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 8, 16])
     by_row: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0])
-    by_warp: gl.constexpr = gl.SliceLayout(1, gl.BlockedLayout([1, 1, 8], [1, 2, 16], [4, 1, 1], [2, 1, 0]))
 
     p = gl.program_id(0) % P
     first, last = _run(heads, units, gl.program_id(0) // P, gl.num_programs(0) // P)
     turn = first * 0  # parity of the heads so far
     parity = first * 0  # of the units so far
     for bh in range(first // units, (last - 1) // units + 1):
-        begin = gl.maximum(first - bh * units, 0)
-        end = gl.minimum(last - bh * units, units)
+        start, stop = _run(heads, units, gl.program_id(0) // P + opaque_zero(bh), gl.num_programs(0) // P)
+        begin = gl.maximum(start - bh * units, 0)
+        end = gl.minimum(stop - bh * units, units)
         h = bh % H
-        z = gl.zeros((8, D), gl.float32, layout=by_row)
         s = gl.zeros((_ROWS, D), gl.float32, layout=wide)
+        z = gl.zeros((_ROWS, 8), gl.float32, layout=narrow)
         for unit in range(begin, end):
             zero = opaque_zero(unit)
             going = unit > begin
@@ -237,12 +239,13 @@ def _consume(of_consumers, C: gl.constexpr, P: gl.constexpr):
 
             # first layer, first chunk. The biases are where the products start from.
             ahead = gl.zeros((_ROWS, CHUNK), gl.float32, layout=hidden)
-            ahead += row_vector(b1, h * F + 8 * zero, CHUNK, across_hidden)
+            ahead += row_vector(biases, h * F + 8 * zero, CHUNK, across_hidden)
             mbarrier.wait(w_full.index(0), turn)
             mbarrier.wait(k_full.index(C), parity)
             fence_async_shared()
             ahead = warpgroup_mma(x, w1_smem.index(zero), ahead, is_async=True)
-            u = gl.zeros((_ROWS, D), gl.float32, layout=wide) + row_vector(b2, h * F + p * D + 8 * zero, D, across)
+            second = (H + h) * F + p * D
+            u = gl.zeros((_ROWS, D), gl.float32, layout=wide) + row_vector(biases, second + 8 * zero, D, across)
             a = gl.zeros((_ROWS, CHUNK), dtype, layout=left)
             x1 = warpgroup_mma_wait(0, deps=[ahead])
 
@@ -250,14 +253,14 @@ def _consume(of_consumers, C: gl.constexpr, P: gl.constexpr):
             # layer's of the next is activated.
             for j in gl.static_range(CHUNKS):
                 before = a
-                a = gl.convert_layout(silu(x1, True).to(dtype), left)
+                a = gl.convert_layout(silu_of_half(x1).to(dtype), left)
                 if j + 1 < CHUNKS:
                     mbarrier.wait(w_full.index(j + 1), turn)
                 if j > 0:
                     u, before = warpgroup_mma_wait(0, deps=[u, before])
                 if j + 1 < CHUNKS:
                     ahead = gl.zeros((_ROWS, CHUNK), gl.float32, layout=hidden)
-                    ahead += row_vector(b1, h * F + (j + 1) * CHUNK + 8 * zero, CHUNK, across_hidden)
+                    ahead += row_vector(biases, h * F + (j + 1) * CHUNK + 8 * zero, CHUNK, across_hidden)
                     ahead = warpgroup_mma(x, w1_smem.index(j + 1 + zero), ahead, is_async=True)
                 u = warpgroup_mma(a, w2_smem.index(j + zero), u, is_async=True)
                 if j + 1 < CHUNKS:
@@ -276,16 +279,16 @@ def _consume(of_consumers, C: gl.constexpr, P: gl.constexpr):
                 mbarrier.wait(f_full.index(0), parity)
                 mbarrier.wait(v_full.index(0), parity)
             fence_async_shared()
-            s = _add_features(tokens, s, zero, C, C, unit > begin + 1 if C == 0 else True)
-            s = _add_features(tokens, s, zero, 1 - C, C, going if C == 1 else True)
+            s, z = _add_features(tokens, ones, s, z, zero, C, C, unit > begin + 1 if C == 0 else True)
+            s, z = _add_features(tokens, ones, s, z, zero, 1 - C, C, going if C == 1 else True)
 
             # the last activation
-            u, a = warpgroup_mma_wait(2, deps=[u, a])
-            f = squareplus(u, True)
+            u, a = warpgroup_mma_wait(4, deps=[u, a])
+            f = squareplus_of_half(u, RATE == 0)
             if p > 0:
                 f = _square(f)
             features = f.to(dtype)
-            s = warpgroup_mma_wait(0, deps=[s])
+            s, z = warpgroup_mma_wait(0, deps=[s, z])
             mbarrier.arrive(v_empty.index(C), count=1, pred=going)
             mbarrier.arrive(v_empty.index(1 - C), count=1, pred=going if C == 0 else True)
             mbarrier.arrive(f_empty.index(1 - C), count=1, pred=going if C == 0 else True)
@@ -299,8 +302,6 @@ def _consume(of_consumers, C: gl.constexpr, P: gl.constexpr):
                 slot.store(gl.where((row < count)[:, None], slot.load(by_row), 0.0))
             fence_async_shared()
             mbarrier.arrive(f_full.index(C), count=1)
-            for i in gl.static_range(0, _ROWS, 8):
-                z += slot.slice(i, 8).load(by_row).to(gl.float32)
             parity ^= 1
 
         # what is left to add.
@@ -309,10 +310,10 @@ def _consume(of_consumers, C: gl.constexpr, P: gl.constexpr):
             mbarrier.wait(f_full.index(1), parity ^ 1)
             mbarrier.wait(v_full.index(1), parity ^ 1)
         fence_async_shared()
-        s = _add_features(tokens, s, 0, C, C, end > begin + 1 if C == 0 else True)
+        s, z = _add_features(tokens, ones, s, z, 0, C, C, end > begin + 1 if C == 0 else True)
         if C == 0:
-            s = _add_features(tokens, s, 0, 1, C, True)
-        s = warpgroup_mma_wait(0, deps=[s])
+            s, z = _add_features(tokens, ones, s, z, 0, 1, C, True)
+        s, z = warpgroup_mma_wait(0, deps=[s, z])
         mbarrier.arrive(v_empty.index(C), count=1)
         if C == 0:
             mbarrier.arrive(v_empty.index(1), count=1)
@@ -320,20 +321,21 @@ def _consume(of_consumers, C: gl.constexpr, P: gl.constexpr):
         mbarrier.arrive(w_empty.index(0), count=1)
         turn ^= 1
 
-        # this program's share of the sums. Who has the head's last unit also fills the shares that nobody has.
-        share = gl.program_id(0) // P - ((bh * units + 1) * (gl.num_programs(0) // P) - 1) // (heads * units)
+        # this program's share of the sums. Who has the head's last unit also fills the shares that nobody has. What the
+        # units do not need is found again here (`late` is 0), so that it takes no registers of theirs.
+        late = opaque_zero(bh)
+        share = gl.program_id(0) // P + late - ((bh * units + 1) * (gl.num_programs(0) // P) - 1) // (heads * units)
         stop = gl.where(end == units, shares, share + 1)
-        feature = p * D + C * _ROWS + gl.arange(0, _ROWS, layout=down)
+        first_feature = (gl.program_id(0) + late) % P * D + C * _ROWS
+        feature = first_feature + gl.arange(0, _ROWS, layout=down)
+        feature_of_z = first_feature + gl.arange(0, _ROWS, layout=gl.SliceLayout(1, narrow))
         channel = gl.arange(0, D, layout=across)
-        warp = C * 4 + gl.arange(0, 4, layout=gl.SliceLayout(1, by_warp))
-        unit_of_z = p * D + gl.arange(0, D, layout=gl.SliceLayout(0, by_warp))
-        s = s * (1.0 / count)
-        sums = gl.convert_layout(gl.sum(gl.reshape(z, (4, 2, D)), 1), by_warp) * (1.0 / count)
+        s = s * (1.0 / (count + late))
+        sums = gl.sum(z, 1) * (0.125 / (count + late))  # of eight equal columns
         stacked = heads + opaque_zero(bh)
         for i in range(share, stop):
-            row = (i * stacked + bh) * F + feature
-            gl.store(state + (row * D)[:, None] + channel[None, :], s)
-            part = (i * 8 + warp) * stacked + bh
-            gl.store(mass + (part * F)[:, None] + unit_of_z[None, :], sums)
+            record = state + (i * stacked + bh).to(gl.int64) * (F * (D + 1))
+            gl.store(record + (feature * D)[:, None] + channel[None, :], s)
+            gl.store(record + F * D + feature_of_z, sums)
             s = s * 0.0
             sums = sums * 0.0
