@@ -22,7 +22,7 @@ from attention_surgery.ops.triton import backward
 TOKENS, HEADS, HEAD_DIM = 32_760, 12, 128
 KERNELS = (
     "state_kernel", "merge_kernel", "attend_kernel", "output_gradient", "map_gradient", "value_gradient",
-    "softmax_tokens", "_product_kernel", "sum_products", "cudnn", "reduce_kernel", "elementwise",
+    "softmax_tokens", "_product_kernel", "sum_products", "prepare_kernel", "sum_states", "cudnn", "elementwise",
 )  # fmt: skip
 WORKSPACES = (2.1, 3.1, 4.2, 8.3)
 """Tensors of tokens."""
