@@ -47,7 +47,9 @@ class _Recorder:
     def __getitem__(self, grid: tuple[int, ...]) -> "_Recorder":
         return self
 
-    def __call__(self, *, num_warps: int, num_stages: int = 1, maxnreg: int | None = None, **arguments: object) -> None:
+    def __call__(
+        self, *, num_warps: int = 4, num_stages: int = 1, maxnreg: int | None = None, **arguments: object
+    ) -> None:
         signature, constants, attributes = {}, {}, {}
         for position, parameter in enumerate(self.kernel.params):
             value = arguments.pop(parameter.name)

@@ -55,7 +55,6 @@ def linear_state(k: Tensor, v: Tensor, phi: Map, table: Tensor | None, rate: int
         BLOCK=SUM_BLOCK,
         D=plan.d,
         P=plan.p,
-        num_warps=4,
     )
     return state, mass
 

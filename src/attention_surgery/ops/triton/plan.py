@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false
 """What the launches of one call share: parameters in the right dtype, block sizes, constants, results to fill."""
 
 from dataclasses import replace
@@ -105,8 +106,8 @@ class Plan:
 
     def blocks(self, kernel: Kernel) -> Blocks:
         cut = blocks_of(kernel, head_dim=self.d, degree=self.p, dtype=self.dtype, arch=self.arch)
-        if kernel == "map_gradient" and self.arch == 90 and RELEASE >= (3, 9):
-            return replace(cut, stages=2)  # a deeper pipeline spills more there; neither was timed
+        if kernel == "map_gradient" and self.arch == 90 and RELEASE >= (3, 7):
+            return replace(cut, stages=2)  # a deeper pipeline spills there; neither was timed
         return cut
 
     def launch(self, cut: Blocks) -> dict[str, Any]:
@@ -163,7 +164,6 @@ def prepare(phi: Map, plan: Plan, *, scale: float, state: Tensor | None = None, 
         scale=scale,
         state_scale=state_scale,
         BLOCK=PREPARE_BLOCK,
-        num_warps=4,
     )
     return made
 

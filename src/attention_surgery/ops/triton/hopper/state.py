@@ -37,6 +37,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from ..activations import silu_of_half, squareplus_of_half
+from ..plan import RELEASE
 from ..tiles import linear_tokens
 from .parts import GROUP_TOKENS, MATRIX, barriers, copy_in, copy_rows, opaque_zero, row_vector
 
@@ -47,6 +48,9 @@ _K, _V, _F = gl.constexpr(0), gl.constexpr(2), gl.constexpr(4)
 
 _REGISTERS, _PRODUCER_REGISTERS = gl.constexpr(232), gl.constexpr(40)
 """Of the threads of a consumer, and of the producer."""
+
+_END_AGAIN = gl.constexpr(RELEASE >= (3, 7))
+"""Whether the end of a program's units is found again behind them: with this release no register is spilled then."""
 
 
 def split_units(count: int, heads: int, degree: int, processors: int) -> tuple[int, int, int]:
@@ -325,7 +329,11 @@ def _consume(of_consumers, C: gl.constexpr, P: gl.constexpr, RATE: gl.constexpr)
         # units do not need is found again here (`late` is 0), so that it takes no registers of theirs.
         late = opaque_zero(bh)
         share = gl.program_id(0) // P + late - ((bh * units + 1) * (gl.num_programs(0) // P) - 1) // (heads * units)
-        stop = gl.where(end == units, shares, share + 1)
+        if _END_AGAIN:
+            _, end = _run(heads, units, gl.program_id(0) // P + late, gl.num_programs(0) // P)
+            stop = gl.where(end >= (bh + 1) * units, shares, share + 1)
+        else:
+            stop = gl.where(end == units, shares, share + 1)
         first_feature = (gl.program_id(0) + late) % P * D + C * _ROWS
         feature = first_feature + gl.arange(0, _ROWS, layout=down)
         feature_of_z = first_feature + gl.arange(0, _ROWS, layout=gl.SliceLayout(1, narrow))
