@@ -33,9 +33,9 @@ WITHOUT_PRODUCTS = {
 RELEASE = tuple(int(part) for part in triton.__version__.split(".")[:2])
 
 SPILLED = {"map_gradient_kernel": 64 if RELEASE >= (3, 9) else 16 if RELEASE >= (3, 7) else 0}
-"""Bytes of stack allowed at head dim 128: none with Triton 3.6, with which it was timed; up to 16 with 3.7 and 3.8, where
-φ is frozen; up to 64 with 3.9, addresses in shared memory that ptxas takes out of loops. The two kernels that it stands
-for spill nothing, and take a fifth longer (docs/log.md)."""
+"""Bytes of stack allowed at head dim 128: none with Triton 3.6, with which it was timed; up to 16 with 3.7 and 3.8,
+where φ is frozen; up to 64 with 3.9, addresses in shared memory that ptxas takes out of loops. The two kernels that it
+stands for spill nothing, and take a fifth longer (docs/log.md)."""
 
 
 SPECIALIZED = {"specialized_merge_kernel": 176, "specialized_state_kernel": 136, "specialized_product_kernel": 0}
