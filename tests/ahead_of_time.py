@@ -27,7 +27,7 @@ SHARED_MEMORY = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}
 
 @dataclass(frozen=True)
 class Compiled:
-    """Resources of one kernel: spilled bytes of stack, shared memory; its layouts (TTGIR), PTX and machine code."""
+    """Resources of one kernel: spilled bytes of stack, shared memory; layouts (TTGIR), PTX and machine code (SASS)."""
 
     name: str
     registers: int
@@ -36,6 +36,11 @@ class Compiled:
     ttgir: str
     ptx: str
     sass: str
+
+    @property
+    def code(self) -> int:
+        """Bytes of machine code: where the last instruction of 16 bytes ends."""
+        return int(re.findall(r"^\s+/\*([0-9a-f]{4,})\*/", self.sass, re.M)[-1], 16) + 16
 
 
 class _Recorder:

@@ -14,22 +14,6 @@ WIDTH = tl.constexpr(0.25)  # b of squareplus: SQUAREPLUS_WIDTH of layers/featur
 
 
 @triton.jit
-def packed(x, dtype: tl.constexpr, FAST: tl.constexpr):
-    """x in a 16-bit dtype, two to a register: ptxas else may convert one at a time, in the special-function unit."""
-    if FAST and dtype == tl.bfloat16:
-        y = tl.inline_asm_elementwise(
-            "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=tl.bfloat16, is_pure=True, pack=2
-        )
-    elif FAST:
-        y = tl.inline_asm_elementwise(
-            "cvt.rn.f16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=tl.float16, is_pure=True, pack=2
-        )
-    else:
-        y = x.to(dtype)
-    return y
-
-
-@triton.jit
 def _tanh(x):
     """Two at a time, as float16; the machine code of sm_90 has a special-function instruction for each all the same."""
     return tl.inline_asm_elementwise(
@@ -66,6 +50,13 @@ def _root(x, FAST: tl.constexpr):
             "sqrt.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
         )
     return tl.sqrt_rn(x)
+
+
+@triton.jit
+def _inverse_root(x):
+    return tl.inline_asm_elementwise(
+        "rsqrt.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+    )
 
 
 @triton.jit
@@ -111,6 +102,26 @@ def squareplus_of_half(half, RELATIVE: tl.constexpr):
     if RELATIVE:
         return 2.0 * tl.maximum(half, 0.0) + (0.25 * WIDTH) * _reciprocal(root + tl.abs(half), True)
     return half + root
+
+
+@triton.jit
+def squareplus_of_half_and_slope(half, RELATIVE):
+    """`squareplus_of_half`, and what times half of it is the derivative of squareplus there: 2 / sqrt(x² + b)."""
+    square = half * half + 0.25 * WIDTH
+    inverse = _inverse_root(square)
+    root = square * inverse
+    if RELATIVE:
+        value = 2.0 * tl.maximum(half, 0.0) + (0.25 * WIDTH) * _reciprocal(root + tl.abs(half), True)
+    else:
+        value = half + root
+    return value, inverse
+
+
+@triton.jit
+def silu_grad_of_half(half):
+    """Twice the derivative of SiLU at 2·half, FAST."""
+    t = _tanh(half)
+    return (1.0 + t) + half * (1.0 - t * t)
 
 
 @triton.jit

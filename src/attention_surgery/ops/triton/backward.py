@@ -115,12 +115,14 @@ def _map_gradients(
 ) -> tuple[Tensor, ...]:
     """Fills dx, and dv (key side); returns dS̄ and dz̄ (query side), dw1, db1, dw2, db2 (if `weights`)."""
     x, g, plan = aligned(x), aligned(side.g), Plan(x, phi.degree)
-    prepared = prepare(phi, plan, scale=1.0, state=side.state, state_scale=side.scale)
+    prepared = prepare(
+        phi, plan, scale=0.5 if plan.specialized else 1.0, state=side.state, mass=side.mass, state_scale=side.scale
+    )  # fmt: skip
     count, heads = linear_count(plan.n, rate), plan.b * plan.h
     cut, value_cut, product_cut, sum_cut = (
         plan.blocks(kernel) for kernel in ("map_gradient", "value_gradient", "token_product", "sum_products")
     )
-    step = max(cut.rows, value_cut.rows, product_cut.rows)  # a multiple of what the specialized products take
+    step = specialized_launches().TILE_TOKENS if plan.specialized else max(cut.rows, value_cut.rows, product_cut.rows)
     padded = triton.cdiv(count, step) * step
 
     width = (4 if weights else 2) * plan.f
@@ -149,20 +151,23 @@ def _map_gradients(
         **shared, **strides("x", x), **strides("g", g),
     }  # fmt: skip
     of_products = {"product": products, "record": record * plan.f, "share": heads * record * plan.f}
-    for_map = of_tokens | plan.map_options(cut) | {
-        "state": plan.matrix_argument(prepared.state, plan.d, cut.hidden),
-        "mass": side.mass.contiguous(),
-        "w1": plan.matrix_argument(prepared.w1, plan.d, cut.hidden),
-        "w2": plan.matrix_argument(prepared.w2, cut.hidden, plan.d),
-        "b1": prepared.biases[0],
-        "b2": prepared.biases[1],
-        "added": None if side.added is None else dense(side.added),
-        "dx": dx,
-        "work": plan.matrix_argument(work, cut.rows, plan.d),
-        "work_hidden": plan.matrix_argument(work, cut.rows, cut.hidden),
-        "scale": side.scale,
-        "zero": 0,
+    for_map = of_tokens | {
+        "mass": prepared.mass, "added": None if side.added is None else dense(side.added), "dx": dx,
     }  # fmt: skip
+    if plan.specialized:
+        for_map |= specialized_launches().map_gradient_arguments(x, g, dx, work, prepared, side.query, padded, plan)
+        for_map |= {"dv": side.dv, "RELATIVE": side.added is None if side.query else rate == 0}
+    else:
+        for_map |= plan.map_options(cut) | {
+            "state": plan.matrix_argument(prepared.state, plan.d, plan.d),
+            "w1": plan.matrix_argument(prepared.w1, plan.d, cut.hidden),
+            "w2": plan.matrix_argument(prepared.w2, cut.hidden, plan.d),
+            "b1": prepared.biases[0],
+            "b2": prepared.biases[1],
+            "work": plan.matrix_argument(work, cut.rows, plan.d),
+            "work_hidden": plan.matrix_argument(work, cut.rows, cut.hidden),
+            "zero": 0,
+        }  # fmt: skip
     for_values = shared | plan.options(value_cut) | {
         "work": plan.matrix_argument(work, value_cut.rows, plan.d),
         "state": plan.matrix_argument(prepared.state, plan.d, plan.d),
@@ -178,9 +183,12 @@ def _map_gradients(
 
     for first in range(0, heads, per_round):
         now = min(per_round, heads - first)
-        map_gradient_kernel[padded // cut.rows, now](first=first, **for_map)
-        if not side.query:
-            value_gradient_kernel[padded // value_cut.rows, now](first=first, **for_values)
+        if plan.specialized:
+            specialized_launches().map_gradient_kernel(now, plan, first=first, **for_map)
+        else:
+            map_gradient_kernel[padded // cut.rows, now](first=first, **for_map)
+            if not side.query:
+                value_gradient_kernel[padded // value_cut.rows, now](first=first, **for_values)
         if tiles and plan.specialized:
             specialized_launches().product_kernel((tiles, shares, now), first=first, **for_products)
         elif tiles:

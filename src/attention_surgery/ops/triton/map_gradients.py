@@ -17,7 +17,7 @@ of S, z and φ's parameters.
 import triton
 import triton.language as tl
 
-from .activations import packed, power, power_grad, silu_grad, squareplus, squareplus_grad
+from .activations import power, power_grad, silu_grad, squareplus, squareplus_grad
 from .tiles import embed, kernel, linear_tokens, load_matrix, load_rows, load_vector, store_matrix, store_rows
 
 
@@ -39,16 +39,10 @@ def output_gradient_kernel(
     tl.store(delta + vector, tl.sum(g * load_rows(y + out, rows, H * D, mask, D).to(tl.float32), 1), mask=mask)
 
 
-@triton.jit
-def after(x, y, zero):
-    """x (float32), of which nothing is computed before y is there: that `zero` is 0 is known at run time only."""
-    return (x.to(tl.int32, bitcast=True) | (y.to(tl.int32, bitcast=True) & zero)).to(tl.float32, bitcast=True)
-
-
 @kernel
 def map_gradient_kernel(
     x, g, delta, state, mass, w1, b1, w2, b2, table, added, dx, work, work_hidden,
-    count, padded, N, H, first, scale, zero,
+    count, padded, N, H, first, zero,
     stride_xb, stride_xn, stride_xh, stride_gb, stride_gn, stride_gh, stride_table,
     QUERY: tl.constexpr, RATE: tl.constexpr, TABLE: tl.constexpr, WEIGHTS: tl.constexpr,
     BM: tl.constexpr, BJ: tl.constexpr, D: tl.constexpr, P: tl.constexpr, FAST: tl.constexpr, PREC: tl.constexpr,
@@ -57,15 +51,13 @@ def map_gradient_kernel(
     """dx for a tile of tokens, with a contiguous gradient `added` to it or None, and their rows of the work space.
 
     Grid: (tiles, heads). `work` takes D columns of it at a time, `work_hidden` BJ; `first` is the first head (of b·h)
-    of this round, and `mass` z before it is scaled. One power after the other, for the registers' sake; so is a value
+    of this round, `state` and `mass` are scaled. One power after the other, for the registers' sake; so is a value
     of φ kept in the dtype of x until its slope is taken, and `zero`, which is 0, has the addresses of the last loop
     (with TMA) and of dx found where they are needed. du is stored even where no gradient needs it: ptxas else puts its
     rounding off, and spills what is not rounded yet.
     """
     F: tl.constexpr = P * D
     WORK: tl.constexpr = 4 * F if WEIGHTS else 2 * F
-    # Powers at a time: as many as find registers (float16 takes a few more than bfloat16).
-    AT_ONCE: tl.constexpr = P if F <= 256 and x.dtype.element_ty != tl.float16 else 1
     bh = first + tl.program_id(1)
     b = (bh // H).to(tl.int64)
     h = bh % H
@@ -77,45 +69,30 @@ def map_gradient_kernel(
     row = tl.program_id(1) * padded + tl.program_id(0) * BM
 
     xt = load_rows(x + b * stride_xb + h.to(tl.int64) * stride_xh, rows, stride_xn, mask, D)
+    gt = load_rows(g + b * stride_gb + h.to(tl.int64) * stride_gh, rows, stride_gn, mask, D)
     if QUERY:
-        c = -scale * tl.load(delta + bh.to(tl.int64) * N + rows, mask=mask, other=0.0)
+        c = -tl.load(delta + bh.to(tl.int64) * N + rows, mask=mask, other=0.0)
     else:
-        c = tl.where(mask, scale, 0.0)
+        c = tl.where(mask, 1.0, 0.0)
     du = ()
-    df = tl.zeros((BM, D), tl.float32)
     for p in tl.static_range(P):
-        if p % AT_ONCE == 0:
-            u = embed(
-                xt, w1, b1, w2, b2, h, p, work_hidden, row, 2 * F, AT_ONCE, D, WORK if WEIGHTS and p == 0 else 0,
-                BM, D, P, BJ, FAST, PREC, TMA,
-            )  # fmt: skip
-            token = (tl.program_id(0) + zero) * BM + tl.arange(0, BM)
-            mask = token < count
-            rows = linear_tokens(token, mask, table, RATE, TABLE)
-            bh = first + tl.program_id(1) + zero
-            b = (bh // H).to(tl.int64)
-            h = bh % H
-            row = (tl.program_id(1) + zero) * padded + tl.program_id(0) * BM
-        value = squareplus(after(u[p % AT_ONCE], df, zero), FAST)
+        u = embed(
+            xt, w1, b1, w2, b2, h, p, work_hidden, row, 2 * F, 1, D, WORK if WEIGHTS and p == 0 else 0,
+            BM, D, P, BJ, FAST, PREC, TMA,
+        )  # fmt: skip
+        value = squareplus(u[0], FAST)
         store_matrix(work, row, p * D, power(value, p + 1).to(xt.dtype), WORK, BM, D, TMA)
-        value = packed(value, xt.dtype, FAST)
-        df = tl.zeros((BM, D), tl.float32)
-        for j in tl.range(zero if TMA else 0, D, BJ, num_stages=2 if TMA else 1):
-            gt = load_rows(g + b * stride_gb + h.to(tl.int64) * stride_gh + j, rows, stride_gn, mask, BJ)
-            s = load_matrix(state, bh * F + p * D, j, D, D, BJ, TMA)
-            df = tl.dot(gt, tl.trans(s), df, input_precision=PREC)
-        df += c[:, None] * load_vector(mass, bh * F + p * D, D)[None, :]
-        value = after(value.to(tl.float32), df, zero)
-        slope = squareplus_grad(value, FAST)
+        value = value.to(xt.dtype)
+        s = load_matrix(state, bh * F + p * D, 0, D, D, D, TMA)
+        z = load_vector(mass, bh * F + p * D, D)
+        df = tl.dot(gt, tl.trans(s), c[:, None] * z[None, :], input_precision=PREC)
+        slope = squareplus_grad(value.to(tl.float32), FAST)
         if p > 0:
-            slope *= power_grad(value, p + 1)
+            slope *= power_grad(value.to(tl.float32), p + 1)
         du += ((df * slope).to(xt.dtype),)
         store_matrix(work, row, F + p * D, du[p], WORK, BM, D, TMA)
 
-    # The other gradient is added before the loop or behind it: where ptxas finds registers for it.
     acc = tl.zeros((BM, D), tl.float32)
-    if WEIGHTS and added is not None:
-        acc += load_rows(added + (b * N * H + h) * D, rows, H * D, mask, D).to(tl.float32)
     for j in range(zero if TMA else 0, F, BJ):
         w = load_matrix(w1, h * D, j, F, D, BJ, TMA)
         a = tl.dot(xt, w, input_precision=PREC) + load_vector(b1, h * F + j, BJ)[None, :]
@@ -133,7 +110,7 @@ def map_gradient_kernel(
     bh = first + tl.program_id(1) + zero
     b = (bh // H).to(tl.int64)
     h = bh % H
-    if not WEIGHTS and added is not None:
+    if added is not None:
         acc += load_rows(added + (b * N * H + h) * D, rows, H * D, mask, D).to(tl.float32)
     store_rows(dx + (b * N * H + h) * D, rows, H * D, mask, acc, D)
 

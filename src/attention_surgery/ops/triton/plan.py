@@ -26,8 +26,8 @@ PROCESSORS = 2
 RELEASE = tuple(int(part) for part in triton.__version__.split(".")[:2])
 """Of Triton."""
 
-SPECIALIZED = ((3, 6), (3, 7))
-"""Triton's releases with which the kernels of `hopper` spill no register. With 3.8 and 3.9 some do: not timed."""
+SPECIALIZED = ((3, 6), (3, 7), (3, 8))
+"""Triton's releases with which the kernels of `hopper` spill no register. With 3.9 they do: not timed."""
 
 
 PREPARE_BLOCK = 1024
@@ -51,13 +51,13 @@ class Map(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """w1 and w2 in the dtype of the tokens, b1 and b2 in one tensor (2 h P·D), float32, and a state in the
-    dtype of the tokens."""
+    """w1, w2 and S in the dtype of the tokens; b1 and b2 in one tensor (2 h P·D), and z, in float32."""
 
     w1: Tensor
     w2: Tensor
     biases: Tensor
     state: Tensor | None
+    mass: Tensor | None
 
 
 class Plan:
@@ -106,8 +106,8 @@ class Plan:
 
     def blocks(self, kernel: Kernel) -> Blocks:
         cut = blocks_of(kernel, head_dim=self.d, degree=self.p, dtype=self.dtype, arch=self.arch)
-        if kernel == "map_gradient" and self.arch == 90 and RELEASE >= (3, 7):
-            return replace(cut, stages=2)  # a deeper pipeline spills there; neither was timed
+        if kernel == "map_gradient" and self.arch == 90 and RELEASE >= (3, 9):
+            return replace(cut, stages=2)  # a deeper pipeline spills more there; neither was timed
         return cut
 
     def launch(self, cut: Blocks) -> dict[str, Any]:
@@ -139,28 +139,35 @@ class Plan:
         return cdiv(tiles, each), each
 
 
-def prepare(phi: Map, plan: Plan, *, scale: float, state: Tensor | None = None, state_scale: float = 1.0) -> Prepared:
-    """`phi` times `scale`, and `state`, if there is one, times `state_scale`."""
+def prepare(
+    phi: Map, plan: Plan, *, scale: float, state: Tensor | None = None, mass: Tensor | None = None,
+    state_scale: float = 1.0,
+) -> Prepared:  # fmt: skip
+    """`phi` times `scale`, and S and z (`state`, `mass`), where there are any, times `state_scale`."""
     phi = Map(*(parameter.contiguous() for parameter in phi))
-    state = None if state is None else state.contiguous()
+    state, mass = (None if x is None else x.contiguous() for x in (state, mass))
     made = Prepared(
         w1=torch.empty(phi.w1.shape, dtype=plan.dtype, device=plan.device),
         w2=torch.empty(phi.w2.shape, dtype=plan.dtype, device=plan.device),
         biases=plan.float32(2, plan.h, plan.f),
         state=None if state is None else torch.empty(state.shape, dtype=plan.dtype, device=plan.device),
+        mass=None if mass is None else plan.float32(*mass.shape),
     )
-    counts = [x.numel() for x in (phi.w1, phi.w2, phi.b1, phi.b2)] + [0 if state is None else state.numel()]
+    counts = [0 if x is None else x.numel() for x in (phi.w1, phi.w2, phi.b1, phi.b2, state, mass)]
     prepare_kernel[(sum(triton.cdiv(count, PREPARE_BLOCK) for count in counts),)](
         **phi._asdict(),
         state=state,
+        mass=mass,
         made_w1=made.w1,
         made_w2=made.w2,
         made_biases=made.biases,
         made_state=made.state,
+        made_mass=made.mass,
         of_w1=counts[0],
         of_w2=counts[1],
         of_b=counts[2],
         of_state=counts[4],
+        of_mass=counts[5],
         scale=scale,
         state_scale=state_scale,
         BLOCK=PREPARE_BLOCK,

@@ -9,8 +9,8 @@ from .tiles import kernel
 
 @kernel
 def prepare_kernel(
-    w1, b1, w2, b2, state, made_w1, made_w2, made_biases, made_state, of_w1, of_w2, of_b, of_state, scale, state_scale,
-    BLOCK: tl.constexpr,
+    w1, b1, w2, b2, state, mass, made_w1, made_w2, made_biases, made_state, made_mass,
+    of_w1, of_w2, of_b, of_state, of_mass, scale, state_scale, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Every tensor is contiguous and has so many numbers. Grid: as many programs as all have blocks."""
     block = tl.program_id(0)
@@ -19,7 +19,9 @@ def prepare_kernel(
     block = _convert(block, b1, made_biases, of_b, scale, BLOCK)
     block = _convert(block, b2, made_biases + of_b, of_b, scale, BLOCK)
     if state is not None:
-        _convert(block, state, made_state, of_state, state_scale, BLOCK)
+        block = _convert(block, state, made_state, of_state, state_scale, BLOCK)
+    if mass is not None:
+        _convert(block, mass, made_mass, of_mass, state_scale, BLOCK)
 
 
 @triton.jit

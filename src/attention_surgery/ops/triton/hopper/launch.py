@@ -10,7 +10,8 @@ from typing import Any
 import triton
 from torch import Tensor
 
-from ..plan import Map, Plan, prepare, strides
+from ..plan import Map, Plan, Prepared, prepare, strides
+from .map_gradient import specialized_map_gradient_kernel
 from .merge import specialized_merge_kernel
 from .parts import GROUP_TOKENS, matrix_descriptor, token_descriptor
 from .products import specialized_product_kernel, split_steps
@@ -18,6 +19,9 @@ from .state import specialized_state_kernel, split_units
 
 WARPS = {"num_warps": 4}
 """Of the first group, as a kernel is launched; the others are its own affair."""
+
+TILE_TOKENS = 2 * GROUP_TOKENS
+"""Tokens of a tile of the gradient of φ's input. The work space has whole ones."""
 
 
 def linear_state(k: Tensor, v: Tensor, phi: Map, plan: Plan, shared: dict[str, Any]) -> Tensor:
@@ -66,6 +70,36 @@ def merge(q: Tensor, o: Tensor, state: Tensor, y: Tensor, phi: Map, plan: Plan, 
         **shared,
         **WARPS,
     )
+
+
+def map_gradient_arguments(
+    x: Tensor, g: Tensor, dx: Tensor, work: Tensor, prepared: Prepared, query: bool, padded: int, plan: Plan
+) -> dict[str, Any]:
+    """What `specialized_map_gradient_kernel` takes in place of the block sizes and descriptors of the general one.
+
+    Of `prepared` φ's parameters are halved.
+    """
+    assert prepared.state is not None
+    return _in_rows(strides("x", x) | strides("g", g)) | {
+        "w1": matrix_descriptor(prepared.w1, plan.d, 64),
+        "w2": matrix_descriptor(prepared.w2, 64, plan.d),
+        "biases": prepared.biases,
+        "state": matrix_descriptor(prepared.state, 64, plan.d),
+        "work": matrix_descriptor(work, TILE_TOKENS, 64),
+        "scratch": None if query else work,
+        "dx": token_descriptor(dx, TILE_TOKENS) if query else dx,
+        "tiles": padded // TILE_TOKENS,
+        "WORK": work.shape[1],
+        "D": plan.d,
+        "P": plan.p,
+        "num_warps": 8,
+    }  # fmt: skip
+
+
+def map_gradient_kernel(heads: int, plan: Plan, **arguments: Any) -> None:
+    """`map_gradients.map_gradient_kernel` for a round of heads, and `value_gradient_kernel` on the key side."""
+    total = arguments["tiles"] * heads
+    specialized_map_gradient_kernel[(min(plan.processors, total),)](total=total, **arguments)
 
 
 def split_products(padded: int, heads: int, jobs: int, plan: Plan) -> tuple[int, int]:

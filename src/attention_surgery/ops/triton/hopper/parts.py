@@ -94,9 +94,9 @@ def pin(a):
     )
 
 
-def token_descriptor(x: Tensor) -> TensorDescriptor:
-    """b n h d (aligned) as b × n × (h, d), in blocks of `GROUP_TOKENS` tokens of one head."""
-    plain = descriptors.token_descriptor(x, GROUP_TOKENS)
+def token_descriptor(x: Tensor, rows: int = GROUP_TOKENS) -> TensorDescriptor:
+    """b n h d (aligned) as b × n × (h, d), in blocks of `rows` tokens of one head."""
+    plain = descriptors.token_descriptor(x, rows)
     return TensorDescriptor(x, plain.shape, plain.strides, plain.block_shape, TOKENS)
 
 

@@ -2,13 +2,13 @@
 # pyright: reportOperatorIssue=false, reportAssignmentType=false, reportCallIssue=false
 """Products over the tokens as `ops.triton.map_gradients` has them, with warps specialized. Head dim 128, degree 2.
 
-A job is a product of 128 × 256 over the tokens, leftᵀ [right0 right1]: gᵀ[φ0 φ1] (QUERY), xᵀ[da0 da1], du0ᵀ[a0 a1] and
-du1ᵀ[a0 a1] (WEIGHTS); the last two are stored transposed. So three blocks of 128 columns serve two products of
-128 × 128, where one at a time would read four. A program takes one job over one share of the tokens of one head, 64
+A job is a product of 128 × 256 over the tokens, leftᵀ [right0 right1]: gᵀ[φ0 φ1] (QUERY), xᵀ[da0 da1], a0ᵀ[du0 du1] and
+a1ᵀ[du0 du1] (WEIGHTS). So three blocks of 128 columns serve two products of 128 × 128, where one at a time would read
+four. A program takes one job over one share of the tokens of one head, 64
 tokens a step. A producer of four warps brings left (64 × 128) and right (64 × 256) into a ring of four stages; two
 consumers, groups of four warps, have 64 of left's 128 columns each, and so 64 of the job's 128 rows. Both operands have
 the tokens along the rows: left is read transposed. While a step's product is under way its consumer sums columns over
-the same tokens: those of right0 and right1, one each, or else, the first alone, those of left.
+the same tokens, those of right0 and right1, one each.
 
 Barriers, one per stage: step i takes stage i % 4, for the i // 4-th time, of parity i // 4 & 1.
 
@@ -129,8 +129,8 @@ def _produce(
                 bar = full.index(stage)
                 mbarrier.wait(empty.index(stage), ((t - begin) // _STAGES & 1) ^ 1)
                 mbarrier.expect(bar, _STEP * (P + 1) * D * 2)
-                copy_in(left_work, [row + t * _STEP, (P + job - 1) * D], bar, lefts.index(stage))
-                copy_in(right_work, [row + t * _STEP, 2 * P * D], bar, rights.index(stage))
+                copy_in(left_work, [row + t * _STEP, (2 * P + job - 1) * D], bar, lefts.index(stage))
+                copy_in(right_work, [row + t * _STEP, P * D], bar, rights.index(stage))
 
 
 @gluon.jit
@@ -191,14 +191,11 @@ def _consume(
         mbarrier.arrive(empty.index((t - begin + _STAGES - 1) % _STAGES), count=1, pred=t > begin)
         if QUERY:
             ahead = _weights(delta, t + 1, count, job == 0)
-        if of_tokens:
+        if job < QUERIES + 2 * WEIGHTS:
             own = right.slice(C * D, D, dim=1)
             for i in gl.static_range(0, _STEP, 8):
                 values = own.slice(i, 8).load(_BY_ROW).to(gl.float32)
                 sums += values * weights[i // 8][:, None] if QUERY else values
-        elif C == 0:
-            for i in gl.static_range(0, _STEP, 8):
-                sums += left.slice(i, 8).load(_BY_ROW).to(gl.float32)
         if QUERY:
             weights = ahead
     acc = warpgroup_mma_wait(0, deps=[acc])
@@ -208,14 +205,9 @@ def _consume(
     channel = gl.arange(0, D, layout=gl.SliceLayout(0, _BY_ROW))
     product += gl.program_id(1).to(gl.int64) * share + bh.to(gl.int64) * record
     of_sums = product + D * (QUERY + (1 + P) * WEIGHTS) * F
-    if of_tokens:
-        gl.store(product + ((job * D + row) * F)[:, None] + column[None, :], acc)
+    gl.store(product + ((job * D + row) * F)[:, None] + column[None, :], acc)
+    if job < QUERIES + 2 * WEIGHTS:
         gl.store(of_sums + job * F + C * D + channel, gl.sum(sums, 0))
-    else:
-        p = job - QUERIES - 1
-        gl.store(product + ((D * (QUERY + 1) + column) * F)[None, :] + (p * D + row)[:, None], acc)
-        if C == 0:
-            gl.store(of_sums + (QUERY + 1) * F + p * D + channel, gl.sum(sums, 0))
 
 
 @gluon.jit
