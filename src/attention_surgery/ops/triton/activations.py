@@ -105,8 +105,8 @@ def squareplus_of_half(half, RELATIVE: tl.constexpr):
 
 
 @triton.jit
-def squareplus_of_half_and_slope(half, RELATIVE):
-    """`squareplus_of_half`, and what times half of it is the derivative of squareplus there: 2 / sqrt(x² + b)."""
+def squareplus_of_half_and_slope(half, RELATIVE: tl.constexpr):
+    """`squareplus_of_half`, and 2 / sqrt(x² + b): the derivative of squareplus there is half of their product."""
     square = half * half + 0.25 * WIDTH
     inverse = _inverse_root(square)
     root = square * inverse

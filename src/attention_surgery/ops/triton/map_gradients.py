@@ -1,5 +1,4 @@
 # pyright: reportGeneralTypeIssues=false, reportArgumentType=false, reportPossiblyUnboundVariable=false
-# pyright: reportOperatorIssue=false, reportAssignmentType=false
 """Gradients through φ, recomputed: for its input, its weights, and what it is contracted with.
 
 The query side, y = (o + r·φ S̄) / (m + r·φ z̄) with denominator n, ŷ = dy/n and t = dy·y/n: do = ŷ,

@@ -1,8 +1,8 @@
 # pyright: reportArgumentType=false
 """Launches of the specialized kernels, for `forward` and `backward`, with the arguments that all kernels share.
 
-Those of the forward pass take φ's parameters halved, which is exact: SiLU and squareplus are then fewer instructions
-(`activations.silu_of_half`, `squareplus_of_half`).
+Those that compute φ take its parameters halved, which is exact: SiLU, squareplus and their derivatives are then fewer
+instructions (`activations.silu_of_half` and the like).
 """
 
 from typing import Any
