@@ -35,6 +35,12 @@ def _tanh(x):
 
 
 @triton.jit
+def _tanh_alone(x):
+    """One at a time, in three instructions fewer for two: no conversions, but more registers in use at once."""
+    return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
 def _reciprocal(x, FAST: tl.constexpr):
     if FAST:
         return tl.inline_asm_elementwise(
@@ -85,9 +91,13 @@ def squareplus(x, FAST: tl.constexpr):
 
 
 @triton.jit
-def silu_of_half(half):
-    """silu(2·half), FAST: two instructions fewer, with weights that were halved before."""
-    return half * _tanh(half) + half
+def silu_of_half(half, ALONE: tl.constexpr):
+    """silu(2·half), FAST: two instructions fewer, with weights that were halved before. ALONE as `_tanh_alone`."""
+    if ALONE:
+        t = _tanh_alone(half)
+    else:
+        t = _tanh(half)
+    return half * t + half
 
 
 @triton.jit
@@ -120,7 +130,7 @@ def squareplus_of_half_and_slope(half, RELATIVE: tl.constexpr):
 @triton.jit
 def silu_grad_of_half(half):
     """Twice the derivative of SiLU at 2·half, FAST."""
-    t = _tanh(half)
+    t = _tanh_alone(half)
     return (1.0 + t) + half * (1.0 - t * t)
 
 

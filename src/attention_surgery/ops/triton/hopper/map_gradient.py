@@ -176,7 +176,8 @@ def _gather(
     # x takes the place of the last tile's g, and g that of its x.
     mbarrier.wait(token_empty.index(1 - which), (t - begin & 1) ^ 1)
     for i in gl.static_range(0, _ROWS, PIECE):
-        token = start + i + gl.arange(0, PIECE, layout=gl.SliceLayout(1, layout))
+        first_row = start + i + (opaque_zero(t) if TABLE else 0)  # so that positions are looked up piece by piece
+        token = first_row + gl.arange(0, PIECE, layout=gl.SliceLayout(1, layout))
         mask = token < count
         rows = linear_tokens(token, mask, table, RATE, TABLE)
         place = tokens.index(slot).slice(i, PIECE)
@@ -199,6 +200,7 @@ def _consume(
     left: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=_WIDE, k_width=2)
     across_hidden: gl.constexpr = gl.SliceLayout(0, _HIDDEN)
     across: gl.constexpr = gl.SliceLayout(0, _WIDE)
+    bias = row_vector(biases, begin // tiles % H * F, _CHUNK, across_hidden)
     for t in range(begin, end):
         parity = t - begin & 1
         bh = t // tiles
@@ -209,7 +211,7 @@ def _consume(
         row = (t - before_first) * _ROWS
 
         # The two layers, up to the last activation. Products start from the biases.
-        ahead = gl.zeros((_ROWS, _CHUNK), gl.float32, layout=_HIDDEN) + row_vector(biases, h * F, _CHUNK, across_hidden)
+        ahead = gl.zeros((_ROWS, _CHUNK), gl.float32, layout=_HIDDEN) + bias
         mbarrier.wait(token_full.index(_X), parity)
         mbarrier.wait(full.index(0), 0)
         fence_async_shared()
@@ -219,15 +221,15 @@ def _consume(
         half = warpgroup_mma_wait(0, deps=[ahead])
         _free(empty, 0)
         for j in range(CHUNKS - 1 + opaque_zero(t)):
-            activated = silu_of_half(half).to(dtype)
+            bias = row_vector(biases, h * F + (j + 1) * _CHUNK, _CHUNK, across_hidden)
+            activated = silu_of_half(half, True).to(dtype)
             if WEIGHTS:
                 _store(staged, j % 2, work, activated, row, 2 * F + j * _CHUNK)
             else:
                 activated = pin(activated)
             a = gl.convert_layout(activated, left)
             use = (1 + P) * j
-            ahead = gl.zeros((_ROWS, _CHUNK), gl.float32, layout=_HIDDEN)
-            ahead += row_vector(biases, h * F + (j + 1) * _CHUNK, _CHUNK, across_hidden)
+            ahead = gl.zeros((_ROWS, _CHUNK), gl.float32, layout=_HIDDEN) + bias
             for k in gl.static_range(1 + P):
                 _wait(full, use + k + 1)
             ahead = warpgroup_mma(_tokens(tokens, x_slot, t), _w1_block(ring, use + 3, t), ahead, is_async=True)
@@ -236,7 +238,7 @@ def _consume(
             half, u0, u1, a = warpgroup_mma_wait(0, deps=[ahead, u0, u1, a])
             for k in gl.static_range(1 + P):
                 _free(empty, use + k + 1)
-        activated = silu_of_half(half).to(dtype)
+        activated = silu_of_half(half, True).to(dtype)
         if WEIGHTS:
             _store(staged, (CHUNKS - 1) % 2, work, activated, row, 2 * F + (CHUNKS - 1) * _CHUNK)
         else:
@@ -302,14 +304,14 @@ def _consume(
         acc = gl.zeros((_ROWS, D), gl.float32, layout=_WIDE)
         for j in range(CHUNKS + opaque_zero(t)):
             use = BACK + (1 + P) * j
-            half = gl.zeros((_ROWS, _CHUNK), gl.float32, layout=_HIDDEN)
-            half += row_vector(biases, h * F + j * _CHUNK, _CHUNK, across_hidden)
+            bias = row_vector(biases, h * F + j * _CHUNK, _CHUNK, across_hidden)
             da = gl.zeros((_ROWS, _CHUNK), gl.float32, layout=_HIDDEN)
             for k in gl.static_range(1 + P):
                 _wait(full, use + k)
             for i in gl.static_range(F // _CHUNK):
                 w = _block(ring, use + i // 2, t).slice(i % 2 * _CHUNK, _CHUNK, dim=1)
                 da = warpgroup_mma(gl.convert_layout(du[i], left), w.permute((1, 0)), da, use_acc=i > 0, is_async=True)
+            half = gl.zeros((_ROWS, _CHUNK), gl.float32, layout=_HIDDEN) + bias
             half = warpgroup_mma(_tokens(tokens, x_slot, t), _w1_block(ring, use + P, t), half, is_async=True)
             half, da = warpgroup_mma_wait(0, deps=[half, da])
             inner = (da * silu_grad_of_half(half)).to(dtype)
@@ -323,6 +325,7 @@ def _consume(
             for k in gl.static_range(1 + P):
                 _free(empty, use + k)
         mbarrier.arrive(token_empty.index(_X), count=1)
+        bias = row_vector(biases, (t + 1) // tiles % H * F, _CHUNK, across_hidden)  # of the next tile
         result = 2.0 * acc
         if added is not None:
             result += _load_tokens(added + head, start, count, H, D).to(gl.float32)

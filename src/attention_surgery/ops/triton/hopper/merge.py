@@ -141,6 +141,9 @@ def _consume(of_consumers, C: gl.constexpr, D: gl.constexpr, F: gl.constexpr, SO
     b = bh // H
     h = bh - b * H
     _load_tokens(q, x_slot, x_bar, b, tile * 128 + C * 64, h, stride_qh, True)
+    bias = row_vector(biases, h * F, 64, across_hidden)
+    bias0 = row_vector(biases, (H + h) * F, 128, across)
+    bias1 = row_vector(biases, (H + h) * F + 128, 128, across)
     heads = first * 0  # that W1 was read for
     for t in range(first, last):
         start = tile * 128 + C * 64
@@ -152,10 +155,10 @@ def _consume(of_consumers, C: gl.constexpr, D: gl.constexpr, F: gl.constexpr, SO
         x = view(slots.index(C + zero), [64, D], _MATRIX)
         mbarrier.wait(x_bar, parity)
         mbarrier.wait(w1_full.index(0), heads & 1)
-        ahead = gl.zeros((64, 64), gl.float32, layout=hidden) + row_vector(biases, h * F, 64, across_hidden)
+        ahead = gl.zeros((64, 64), gl.float32, layout=hidden) + bias
         ahead = warpgroup_mma(x, w1_smem.index(zero), ahead, is_async=True)
-        u0 = gl.zeros((64, 128), gl.float32, layout=wide) + row_vector(biases, (H + h) * F, 128, across)
-        u1 = gl.zeros((64, 128), gl.float32, layout=wide) + row_vector(biases, (H + h) * F + 128, 128, across)
+        u0 = gl.zeros((64, 128), gl.float32, layout=wide) + bias0
+        u1 = gl.zeros((64, 128), gl.float32, layout=wide) + bias1
         a = gl.zeros((64, 64), dtype, layout=left)
         x1 = warpgroup_mma_wait(0, deps=[ahead])
         mbarrier.arrive(w1_empty.index(0), count=1, pred=wraps)
@@ -167,7 +170,7 @@ def _consume(of_consumers, C: gl.constexpr, D: gl.constexpr, F: gl.constexpr, SO
             if j + 1 < chunks:
                 bias = row_vector(biases, h * F + (j + 1) * 64, 64, across_hidden)
             before = a
-            a = pin(gl.convert_layout(silu_of_half(x1).to(dtype), left))
+            a = pin(gl.convert_layout(silu_of_half(x1, False).to(dtype), left))
             mbarrier.wait(full.index(j % _STAGES), j // _STAGES)
             if j + 1 < chunks:
                 mbarrier.wait(w1_full.index(j + 1), heads & 1)
@@ -216,7 +219,10 @@ def _consume(of_consumers, C: gl.constexpr, D: gl.constexpr, F: gl.constexpr, SO
         mbarrier.arrive(empty.index(s0), count=1)
         numerator = warpgroup_mma(f1, view(ring.index(s1 + zero), [128, 128], _MATRIX), numerator, is_async=True)
 
-        # The merge.
+        # The merge. The next tile's first biases are on their way.
+        bias = row_vector(biases, next_h * F, 64, across_hidden)
+        bias0 = row_vector(biases, (H + next_h) * F, 128, across)
+        bias1 = row_vector(biases, (H + next_h) * F + 128, 128, across)
         rows = start + gl.arange(0, 64, layout=down)
         vector = bh.to(gl.int64) * N + rows
         weight = weight * ratio

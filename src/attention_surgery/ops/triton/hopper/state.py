@@ -49,8 +49,8 @@ _K, _V, _F = gl.constexpr(0), gl.constexpr(2), gl.constexpr(4)
 _REGISTERS, _PRODUCER_REGISTERS = gl.constexpr(232), gl.constexpr(40)
 """Of the threads of a consumer, and of the producer."""
 
-_END_AGAIN = gl.constexpr(RELEASE >= (3, 7))
-"""Whether the end of a program's units is found again behind them: with this release no register is spilled then."""
+_AGAIN = gl.constexpr(RELEASE >= (3, 8))
+"""Whether the place of the biases is found again at the end of a unit: with this release nothing is spilled then."""
 
 
 def split_units(count: int, heads: int, degree: int, processors: int) -> tuple[int, int, int]:
@@ -236,20 +236,21 @@ def _consume(of_consumers, C: gl.constexpr, P: gl.constexpr, RATE: gl.constexpr)
         h = bh % H
         s = gl.zeros((_ROWS, D), gl.float32, layout=wide)
         z = gl.zeros((_ROWS, 8), gl.float32, layout=narrow)
+        second = (H + h) * F + p * D
+        bias = row_vector(biases, h * F, CHUNK, across_hidden)
+        second_bias = row_vector(biases, second, D, across)
         for unit in range(begin, end):
             zero = opaque_zero(unit)
             going = unit > begin
             x = tokens.index(_K + C + zero)
 
             # first layer, first chunk. The biases are where the products start from.
-            ahead = gl.zeros((_ROWS, CHUNK), gl.float32, layout=hidden)
-            ahead += row_vector(biases, h * F + 8 * zero, CHUNK, across_hidden)
+            ahead = bias.broadcast_to([_ROWS, CHUNK])
             mbarrier.wait(w_full.index(0), turn)
             mbarrier.wait(k_full.index(C), parity)
             fence_async_shared()
             ahead = warpgroup_mma(x, w1_smem.index(zero), ahead, is_async=True)
-            second = (H + h) * F + p * D
-            u = gl.zeros((_ROWS, D), gl.float32, layout=wide) + row_vector(biases, second + 8 * zero, D, across)
+            u = second_bias.broadcast_to([_ROWS, D])
             a = gl.zeros((_ROWS, CHUNK), dtype, layout=left)
             x1 = warpgroup_mma_wait(0, deps=[ahead])
 
@@ -257,14 +258,15 @@ def _consume(of_consumers, C: gl.constexpr, P: gl.constexpr, RATE: gl.constexpr)
             # layer's of the next is activated.
             for j in gl.static_range(CHUNKS):
                 before = a
-                a = gl.convert_layout(silu_of_half(x1).to(dtype), left)
+                if j + 1 < CHUNKS:
+                    bias = row_vector(biases, h * F + (j + 1) * CHUNK + 8 * zero, CHUNK, across_hidden)
+                a = gl.convert_layout(silu_of_half(x1, True).to(dtype), left)
                 if j + 1 < CHUNKS:
                     mbarrier.wait(w_full.index(j + 1), turn)
                 if j > 0:
                     u, before = warpgroup_mma_wait(0, deps=[u, before])
                 if j + 1 < CHUNKS:
-                    ahead = gl.zeros((_ROWS, CHUNK), gl.float32, layout=hidden)
-                    ahead += row_vector(biases, h * F + (j + 1) * CHUNK + 8 * zero, CHUNK, across_hidden)
+                    ahead = gl.zeros((_ROWS, CHUNK), gl.float32, layout=hidden) + bias
                     ahead = warpgroup_mma(x, w1_smem.index(j + 1 + zero), ahead, is_async=True)
                 u = warpgroup_mma(a, w2_smem.index(j + zero), u, is_async=True)
                 if j + 1 < CHUNKS:
@@ -306,6 +308,13 @@ def _consume(of_consumers, C: gl.constexpr, P: gl.constexpr, RATE: gl.constexpr)
                 slot.store(gl.where((row < count)[:, None], slot.load(by_row), 0.0))
             fence_async_shared()
             mbarrier.arrive(f_full.index(C), count=1)
+            # The next unit's first biases are on their way.
+            first_layer, second_layer = h * F + 8 * zero, second + 8 * zero
+            if _AGAIN:
+                again = (bh + zero) % H
+                first_layer, second_layer = again * F, (H + again) * F + (gl.program_id(0) + zero) % P * D
+            bias = row_vector(biases, first_layer, CHUNK, across_hidden)
+            second_bias = row_vector(biases, second_layer, D, across)
             parity ^= 1
 
         # what is left to add.
@@ -329,11 +338,8 @@ def _consume(of_consumers, C: gl.constexpr, P: gl.constexpr, RATE: gl.constexpr)
         # units do not need is found again here (`late` is 0), so that it takes no registers of theirs.
         late = opaque_zero(bh)
         share = gl.program_id(0) // P + late - ((bh * units + 1) * (gl.num_programs(0) // P) - 1) // (heads * units)
-        if _END_AGAIN:
-            _, end = _run(heads, units, gl.program_id(0) // P + late, gl.num_programs(0) // P)
-            stop = gl.where(end >= (bh + 1) * units, shares, share + 1)
-        else:
-            stop = gl.where(end == units, shares, share + 1)
+        _, end = _run(heads, units, gl.program_id(0) // P + late, gl.num_programs(0) // P)
+        stop = gl.where(end >= (bh + 1) * units, shares, share + 1)
         first_feature = (gl.program_id(0) + late) % P * D + C * _ROWS
         feature = first_feature + gl.arange(0, _ROWS, layout=down)
         feature_of_z = first_feature + gl.arange(0, _ROWS, layout=gl.SliceLayout(1, narrow))
