@@ -170,6 +170,7 @@ def _consume(of_consumers, C: gl.constexpr, D: gl.constexpr, F: gl.constexpr, SO
             if j + 1 < chunks:
                 bias = row_vector(biases, h * F + (j + 1) * 64, 64, across_hidden)
             before = a
+            # Two numbers at a time: one at a time, registers are spilled.
             a = pin(gl.convert_layout(silu_of_half(x1, False).to(dtype), left))
             mbarrier.wait(full.index(j % _STAGES), j // _STAGES)
             if j + 1 < chunks:

@@ -244,7 +244,8 @@ def _consume(of_consumers, C: gl.constexpr, P: gl.constexpr, RATE: gl.constexpr)
             going = unit > begin
             x = tokens.index(_K + C + zero)
 
-            # first layer, first chunk. The biases are where the products start from.
+            # first layer, first chunk. The biases are where the products start from: broadcast here, and added to zeros
+            # in the chunks below, where ptxas would otherwise have every product wait for the one before.
             ahead = bias.broadcast_to([_ROWS, CHUNK])
             mbarrier.wait(w_full.index(0), turn)
             mbarrier.wait(k_full.index(C), parity)
