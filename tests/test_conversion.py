@@ -123,8 +123,8 @@ def test_forward_is_equation_5_in_every_wan_model(kind, config, monkeypatch):
     asg.convert_(model, config)
     got = run(model, given)
 
-    def oracle(*args, attention_backend, **options):
-        return naive.hybrid_attention(*args, **options)
+    def oracle(*args, attention_backend, projection, **options):
+        return projection(naive.hybrid_attention(*args, **options).flatten(2))
 
     monkeypatch.setattr(processor_module, "hybrid_attention", oracle)
     torch.testing.assert_close(got, run(model, given))

@@ -426,6 +426,81 @@ def test_compiles_in_one_graph(normalizer) -> None:
     assert all(torch.equal(a, b) for a, b in zip(grads, expected_grads, strict=True))
 
 
+def kept_for_the_backward(op, leaves) -> tuple[torch.Tensor, int]:
+    """The result of `op`, and the bytes of all that is kept for its backward, each storage once."""
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda x: kept.setdefault(x.untyped_storage().data_ptr(), x) is not None and x, lambda x: x
+    ):
+        y = op(*leaves)
+    return y, sum(x.untyped_storage().nbytes() for x in kept.values())
+
+
+@interpreted
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("compiler", [None, "aot_eager_decomp_partition"])
+def test_input_of_the_output_projection_is_computed_again(compiler, bias) -> None:
+    """The same output and gradients, without the merged tokens and their denominators for the backward."""
+    q, k, v, dy, phis = inputs(30, b=2)
+    b, n, h, d = q.shape
+    projection = torch.nn.Linear(h * d, 24, bias=bias)
+    dout = dy.flatten(2) @ torch.randn(h * d, 24)
+    options = {"rate": 4, "normalizer": "mean", "backend": "triton"}
+
+    def behind(q, k, v):  # each behind a product, so that neither is an input that lives anyway
+        return projection(asg.hybrid_attention(1.5 * q, 1.5 * k, 1.5 * v, *phis, **options).flatten(2))
+
+    def within(q, k, v):
+        return asg.hybrid_attention(1.5 * q, 1.5 * k, 1.5 * v, *phis, projection=projection, **options)
+
+    results = []
+    for op in (behind, within):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        trained = [*leaves, *phis[0].parameters(), *phis[1].parameters(), *projection.parameters()]
+        out, kept = kept_for_the_backward(
+            torch.compile(op, fullgraph=True, backend=compiler) if compiler else op, leaves
+        )
+        results.append(([out, *torch.autograd.grad(out, trained, dout)], kept))
+    (expected, kept_behind), (found, kept_within) = results
+    for got, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+    assert kept_behind - kept_within == 4 * (b * n * h * d + b * h * n)
+
+
+@interpreted
+def test_projections_that_are_more_than_two_parameters_are_called() -> None:
+    """Hooks, adapters and another `forward` see the merged tokens; a frozen weight and half precision do not matter."""
+    from attention_surgery.ops.triton import path
+
+    class Adapter(torch.nn.Linear):
+        pass
+
+    q, k, v, _, phis = inputs(12)
+    q.requires_grad_()
+    width = q.shape[2] * q.shape[3]
+    hooked, replaced = torch.nn.Linear(width, width), torch.nn.Linear(width, width)
+    seen = []
+    hooked.register_forward_hook(lambda module, args, out: seen.append(args[0].shape))
+    replaced.forward = lambda x: seen.append(x.shape) or x
+    for projection in (hooked, replaced, Adapter(width, width)):
+        assert not path.merges_again(q, 4, "mean", projection)
+        asg.hybrid_attention(q, k, v, *phis, rate=4, normalizer="mean", backend="triton", projection=projection)
+    assert seen == [(1, 12, width)] * 2
+    plain = torch.nn.Linear(width, width).requires_grad_(False)
+    assert path.merges_again(q, 4, "mean", plain)
+    assert not path.merges_again(q, 4, "mean", plain.bfloat16())
+    assert not any(path.merges_again(q, *how, plain.float()) for how in ((1, "mean"), ("linear", "mean"), (4, "max")))
+    with torch.no_grad():
+        assert not path.merges_again(q, 4, "mean", plain.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not path.merges_again(q, 4, "mean", plain.float())
+        q, k, v = (x.detach().bfloat16().requires_grad_() for x in (q, k, v))
+        assert path.merges_again(q, 4, "mean", plain.float())
+        out = asg.hybrid_attention(q, k, v, *phis, rate=4, normalizer="mean", backend="triton", projection=plain)
+    out.sum().backward()
+    assert out.dtype == torch.bfloat16 and plain.weight.grad is None and q.grad.isfinite().all()
+
+
 @interpreted
 def test_a_converted_model_trains_on_the_kernels() -> None:
     """Output and gradients of PyTorch's path: as it is, with gradient checkpointing, and with compiled blocks."""
@@ -475,6 +550,7 @@ def test_operators_keep_pytorchs_contract() -> None:
         softmax = k[:, ::4].clone(), v[:, ::4].clone()
         arguments = (state, mass, *softmax, k, v, *parameters, None, 4, True)
         opcheck(operators.linear_state_backward, arguments, test_utils=fakes)
+        opcheck(operators.merge_again, (y, q, v, state, mass, *parameters, 0.1), test_utils=fakes)
         opcheck(operators.output_gradient, (v, y, denominator), test_utils=fakes)
         for soft in (None, v):
             arguments = (v, denominator, soft, q, state, mass, *parameters, 0.1, False)

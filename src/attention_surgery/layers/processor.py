@@ -63,7 +63,7 @@ class HybridAttnProcessor(nn.Module):
         q, k, v = project_qkv(attn, hidden_states, rotary_emb)
         if q.dtype != v.dtype and torch.is_autocast_enabled(q.device.type):  # QK-norm is float32 there, v is not
             q, k = q.type_as(v), k.type_as(v)
-        y = hybrid_attention(
+        out = hybrid_attention(
             q,
             k,
             v,
@@ -75,9 +75,9 @@ class HybridAttnProcessor(nn.Module):
             grid=self.grid,
             backend=self.backend,
             attention_backend=self._attention_backend,
+            projection=attn.to_out[0],
         )
-        y = attn.to_out[0](y.flatten(2, 3).type_as(q))
-        return attn.to_out[1](y)
+        return attn.to_out[1](out)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate!r}, normalizer={self.normalizer!r}, pattern={self.pattern!r}"

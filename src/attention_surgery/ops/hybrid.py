@@ -5,7 +5,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ConfigError, TensorError
 from ..rates import Normalizer, Pattern, Rate, check_normalizer, check_pattern, check_rate
@@ -34,6 +34,7 @@ def hybrid_attention(
     grid: Grid | None = None,
     backend: Backend = "auto",
     attention_backend: str | None = None,
+    projection: nn.Module | None = None,
 ) -> Tensor:
     """Softmax attention on every R-th token and learned linear attention on the rest (Eq. 5).
 
@@ -48,9 +49,12 @@ def hybrid_attention(
             compute capability 9.0); "auto" takes the kernels where they can run, and on a GPU says in the log, once per
             reason, why they cannot.
         attention_backend: diffusers attention backend of the softmax part under "mean" (None: the active one).
+        projection: the output projection of the attention layer, b n h·d → b n c, applied to the result. Given here,
+            its input need not be kept for the backward beside the softmax part's output: the kernels of "mean" compute
+            it again for a plain `nn.Linear`.
 
     Returns:
-        b n h d, in the dtype of q. The kernels are differentiable once.
+        b n h d, in the dtype of q, or b n c behind a projection. The kernels are differentiable once.
 
     Raises:
         TensorError: shapes, dtypes or devices that do not fit; the message names the argument.
@@ -64,33 +68,21 @@ def hybrid_attention(
         raise ConfigError(f"backend {backend!r} does not exist; expected one of {get_args(Backend)}")
     check_tensors(q, k, v, phi_q, phi_k)
     check_grid(q.shape[1], pattern, grid)
-    path = eager.hybrid_attention
+    path, how = eager.hybrid_attention, {"rate": rate, "normalizer": normalizer, "pattern": pattern, "grid": grid}
     if backend == "triton" or (backend == "auto" and q.device.type == "cuda" and rate != 1):
         reason = unsupported(q, phi_q, phi_k, rate)
         if reason is None:
-            path = _kernels()
+            from .triton import path as kernels  # Triton is optional, and heavy to import
+
+            path = kernels.hybrid_attention
+            if projection is not None and kernels.merges_again(q, rate, normalizer, projection):
+                how["projection"], projection = projection, None
         elif backend == "auto":
             log_once(reason)
         else:
             raise TensorError(f"backend 'triton' cannot run this: {reason}; use backend 'auto' or 'eager'")
-    return path(
-        q,
-        k,
-        v,
-        phi_q,
-        phi_k,
-        rate=rate,
-        normalizer=normalizer,
-        pattern=pattern,
-        grid=grid,
-        attention_backend=attention_backend,
-    )
-
-
-def _kernels():
-    from .triton.path import hybrid_attention  # Triton is optional, and heavy to import
-
-    return hybrid_attention
+    y = path(q, k, v, phi_q, phi_k, attention_backend=attention_backend, **how)
+    return y if projection is None else projection(y.flatten(2, 3).type_as(q))
 
 
 @torch.compiler.assume_constant_result

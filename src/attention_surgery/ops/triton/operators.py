@@ -1,8 +1,9 @@
 """The kernels as PyTorch operators: fake implementations, autograd and FLOP formulas, so that compilers see through.
 
 `attention_surgery::merge` and `::attend` are differentiable, `::linear_state` is within `LinearTokens`; `Queries` and
-`Merged` share out the gradients of a merge behind a differentiable softmax part. All gradients are operators too. FLOPs
-are two per multiply-add of the matrix products of Eq. 5; a backward counts φ and the scores once more, as recomputed.
+`Merged` or `Projected` share out the gradients of a merge behind a differentiable softmax part. All gradients are
+operators too. FLOPs are two per multiply-add of the matrix products of Eq. 5; a backward counts φ and the scores once
+more, as recomputed.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 from ..tokens import take
@@ -84,6 +86,21 @@ def merge(
 
 @fake(merge)
 def _(q, o, state, mass, w1, b1, w2, b2, ratio):
+    b, n, h, _ = q.shape
+    return q.new_empty(q.shape), q.new_empty(b, h, n, dtype=torch.float32)
+
+
+@operator
+def merge_again(
+    dout: Tensor, q: Tensor, o: Tensor, state: Tensor, mass: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
+    ratio: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`merge` within a backward. By `dout`, which it only waits for, a compiler cannot keep the forward's instead."""
+    return forward.merge(q, o, state, mass, Map(w1, b1, w2, b2), ratio)
+
+
+@fake(merge_again)
+def _(dout, q, o, state, mass, w1, b1, w2, b2, ratio):
     b, n, h, _ = q.shape
     return q.new_empty(q.shape), q.new_empty(b, h, n, dtype=torch.float32)
 
@@ -180,7 +197,7 @@ class LinearTokens(torch.autograd.Function):
 
 
 class Queries(torch.autograd.Function):
-    """q, handed through to the softmax part, and two links to `Merged`, which cost no memory.
+    """q, handed through to the softmax part, and two links to `Merged` or `Projected`, which cost no memory.
 
     By the links the gradients of the merge come back here, at the same time as the softmax part's of q: so q's is
     written once, without a sum between.
@@ -222,6 +239,33 @@ class Merged(torch.autograd.Function):
         return scaled, delta, None, scaled, *[None] * 7
 
 
+class Projected(torch.autograd.Function):
+    """`Merged` and the layer's output projection of it, b n h·d → b n c. The backward merges again.
+
+    The softmax part keeps its output for its own backward; y, as large, would be kept beside it for the projection's.
+    """
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, scaled_link: Tensor, delta_link: Tensor, q: Tensor, o: Tensor, state: Tensor, mass: Tensor,
+        w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, ratio: float, weight: Tensor, bias: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        ctx.save_for_backward(q, o, state, mass, w1, b1, w2, b2, weight)
+        ctx.ratio = ratio
+        y, _ = merge(q, o, state, mass, w1, b1, w2, b2, ratio)
+        return F.linear(y.flatten(2), weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        *of_merge, weight = ctx.saved_tensors
+        y, denominator = merge_again(dout, *of_merge, ctx.ratio)
+        of_weight, of_bias = ctx.needs_input_grad[-2:]
+        dweight = dout.flatten(0, 1).T @ y.flatten(2).flatten(0, 1) if of_weight else None
+        dbias = dout.sum((0, 1)) if of_bias else None
+        scaled, delta = output_gradient((dout @ weight).view(y.shape), y, denominator)
+        return scaled, delta, None, scaled, *[None] * 7, dweight, dbias
+
+
 def _keep_merge(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     q, o, *rest, ctx.ratio = inputs
     ctx.softmax = o is not None
@@ -260,7 +304,7 @@ def _refuse(*_: Any) -> Any:
     raise NotImplementedError("no derivative: the kernels of hybrid attention are differentiable once")
 
 
-for each in (linear_state, linear_state_backward, output_gradient, merge_backward, attend_backward):
+for each in (linear_state, linear_state_backward, merge_again, output_gradient, merge_backward, attend_backward):
     torch.library.register_autograd(each.name(), _refuse)
 
 
@@ -292,6 +336,11 @@ def _(dstate, dmass, dk_soft, dv_soft, k, v, w1, b1, w2, b2, table, rate, weight
 
 @register_flop_formula(torch.ops.attention_surgery.merge)
 def _(q, o, state, mass, w1, b1, w2, b2, ratio, *, out_shape=None, **_):
+    return _map_flops(q[0] * q[1], w1)
+
+
+@register_flop_formula(torch.ops.attention_surgery.merge_again)
+def _(dout, q, o, state, mass, w1, b1, w2, b2, ratio, *, out_shape=None, **_):
     return _map_flops(q[0] * q[1], w1)
 
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...rates import Normalizer, Pattern, Rate
 from .. import eager
@@ -26,10 +26,12 @@ def hybrid_attention(
     pattern: Pattern = "stride",
     grid: Grid | None = None,
     attention_backend: str | None = None,
+    projection: nn.Linear | None = None,
 ) -> Tensor:
-    """Eq. 5; b n h d → b n h d. The arguments have passed `support.check`.
+    """Eq. 5; b n h d → b n h d. The arguments have passed `support.unsupported`.
 
-    The softmax tokens of "stride" are a strided view of k and v; those of the other patterns are gathered.
+    The softmax tokens of "stride" are a strided view of k and v; those of the other patterns are gathered. With
+    `projection`, which has passed `merges_again`, the result is projected: b n c.
     """
     if rate == 1:
         return eager.softmax_attention(q, k, v, attention_backend)
@@ -48,8 +50,28 @@ def hybrid_attention(
             return operators.merge(q, o, *of_merge)[0]
         q_soft, *links = operators.Queries.apply(q, *of_merge)
         o = eager.softmax_attention(q_soft, k_soft, v_soft, attention_backend)
-        return operators.Merged.apply(*links, q, o, *of_merge)
+        if projection is None:
+            return operators.Merged.apply(*links, q, o, *of_merge)
+        weight, bias = projection.weight, projection.bias
+        of_projection = weight.to(q.dtype), None if bias is None else bias.to(q.dtype)  # as autocast does
+        return operators.Projected.apply(*links, q, o, *of_merge, *of_projection)
     return operators.attend(q, k_soft, v_soft, state, mass, *_parameters(phi_q), (n - m) / features)[0]
+
+
+def merges_again(q: Tensor, rate: Rate, normalizer: Normalizer, projection: nn.Module) -> bool:
+    """Whether the backward computes the input of `projection` again: where it would be kept beside another tensor.
+
+    Not if `projection` is anything but its two parameters (LoRA, quantization, hooks), or of another dtype.
+    """
+    if rate in (1, "linear") or normalizer != "mean" or not (q.requires_grad and torch.is_grad_enabled()):
+        return False
+    if type(projection) is not nn.Linear or "forward" in vars(projection):
+        return False
+    hooks = projection._forward_hooks, projection._forward_pre_hooks
+    if any(hooks) or projection._backward_hooks or projection._backward_pre_hooks:
+        return False
+    kind = q.device.type
+    return q.dtype == (torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else projection.weight.dtype)
 
 
 def _parameters(phi: "FeatureMap") -> tuple[Tensor, Tensor, Tensor, Tensor]:
