@@ -51,9 +51,9 @@ def map_gradient_kernel(
 
     Grid: (tiles, heads). `work` takes D columns of it at a time, `work_hidden` BJ; `first` is the first head (of b·h)
     of this round, `state` and `mass` are scaled. One power after the other, for the registers' sake; so is a value
-    of φ kept in the dtype of x until its slope is taken, and `zero`, which is 0, has the addresses of the last loop
-    (with TMA) and of dx found where they are needed. du is stored even where no gradient needs it: ptxas else puts its
-    rounding off, and spills what is not rounded yet.
+    of φ kept in the dtype of x until its slope is taken, and `zero`, which is 0, has c, and the addresses of the last
+    loop (with TMA) and of dx, found where they are needed. du is stored even where no gradient needs it: ptxas else
+    puts its rounding off, and spills what is not rounded yet.
     """
     F: tl.constexpr = P * D
     WORK: tl.constexpr = 4 * F if WEIGHTS else 2 * F
@@ -69,10 +69,6 @@ def map_gradient_kernel(
 
     xt = load_rows(x + b * stride_xb + h.to(tl.int64) * stride_xh, rows, stride_xn, mask, D)
     gt = load_rows(g + b * stride_gb + h.to(tl.int64) * stride_gh, rows, stride_gn, mask, D)
-    if QUERY:
-        c = -tl.load(delta + bh.to(tl.int64) * N + rows, mask=mask, other=0.0)
-    else:
-        c = tl.where(mask, 1.0, 0.0)
     du = ()
     for p in tl.static_range(P):
         u = embed(
@@ -84,6 +80,10 @@ def map_gradient_kernel(
         value = value.to(xt.dtype)
         s = load_matrix(state, bh * F + p * D, 0, D, D, D, TMA)
         z = load_vector(mass, bh * F + p * D, D)
+        if QUERY:
+            c = -tl.load(delta + bh.to(tl.int64) * N + rows + p * zero, mask=mask, other=0.0)
+        else:
+            c = tl.where(mask, 1.0, 0.0)
         df = tl.dot(gt, tl.trans(s), c[:, None] * z[None, :], input_precision=PREC)
         slope = squareplus_grad(value.to(tl.float32), FAST)
         if p > 0:
