@@ -552,9 +552,17 @@ def test_of_two_cases_of_a_kind_the_one_that_was_measured_more_is_shown(finished
 
 
 def test_a_case_that_was_measured_again_is_shown_as_it_was_last(finished):
-    rows = [row for row in read_rows(finished) if row.case == 1]
+    rows = [
+        dataclasses.replace(row, speedup_low=row.speedup, speedup_high=row.speedup)
+        for row in read_rows(finished)
+        if row.case == 1
+    ]
     again = [dataclasses.replace(row, date="later", p50_ms=row.p50_ms and row.p50_ms / 2) for row in rows]
     assert newest([*again, *rows]) == newest([*rows, *again]) == again
+    disturbed = [dataclasses.replace(row, speedup_high=row.speedup and 1.6 * row.speedup) for row in again]
+    assert newest([*disturbed, *rows]) == newest([*rows, *disturbed]) == rows
+    both = [dataclasses.replace(row, date="latest") for row in disturbed]
+    assert newest([*both, *disturbed]) == both
     elsewhere = [dataclasses.replace(row, device="another") for row in again]
     stopped = [dataclasses.replace(row, p50_ms=None, status="not measured") for row in again]
     fewer = [row for row in again if row.variant != HYBRID.name]

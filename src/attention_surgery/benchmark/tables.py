@@ -13,6 +13,10 @@ PACKAGES = {"flash": "FlashAttention 2", "_flash_3": "FlashAttention 3", "flash_
 """Kernels that are not PyTorch's own: what was measured with them stands beside what was measured without."""
 
 
+WIDE = 0.5
+"""Of a speed-up: a 95 % interval wider than that says that something else had the machine too."""
+
+
 @dataclass(frozen=True)
 class Headline:
     """A line of README's table, for GPUs or for the CPU."""
@@ -81,12 +85,19 @@ def speed_table(rows: Sequence[Row]) -> list[str]:
 
 
 def newest(rows: Iterable[Row]) -> list[Row]:
-    """`rows` without the cases that were measured again: by a later one on the same device, of the same level, shape,
-    passes and mode, against the same package, that has all of their hybrids."""
+    """`rows` without the cases that were measured again on the same device: of the same level, shape, passes and mode,
+    against the same package, with all of their hybrids. What stays is the last one that was not `disturbed`.
+    """
     kinds: dict[tuple[str, ...], list[list[Row]]] = {}
     for case in (cases := _by_case(rows)):
         kinds.setdefault(_kind(case), []).append(case)
-    return [row for case in cases if not any(_repeats(other, case) for other in kinds[_kind(case)]) for row in case]
+    return [row for case in cases if not any(_stands_for(other, case) for other in kinds[_kind(case)]) for row in case]
+
+
+def disturbed(case: Iterable[Row]) -> bool:
+    """Whether something else had the machine too: the interval of one of our speed-ups is wider than half of it."""
+    known = ((row.speedup, row.speedup_low, row.speedup_high) for row in case if is_own(row))
+    return any(ratio and low and high and high - low > WIDE * ratio for ratio, low, high in known)
 
 
 def _kind(case: Sequence[Row]) -> tuple[str, ...]:
@@ -95,11 +106,14 @@ def _kind(case: Sequence[Row]) -> tuple[str, ...]:
     return first.device, first.level, first.shape, first.passes, mode_of(first), package
 
 
-def _repeats(later: Sequence[Row], case: Sequence[Row]) -> bool:
-    if later[0].date <= case[0].date or fastest_dense(later) is None:
+def _stands_for(other: Sequence[Row], case: Sequence[Row]) -> bool:
+    """Whether `other`, a case of the same kind, is shown in place of `case`."""
+    ours, theirs = ({row.variant for row in some if row.rate != "1" and row.p50_ms} for some in (case, other))
+    if not ours or not ours <= theirs or fastest_dense(other) is None:
         return False
-    again, before = ({row.variant for row in some if row.rate != "1" and row.p50_ms} for some in (later, case))
-    return bool(before) and before <= again
+    if disturbed(other) != disturbed(case):
+        return disturbed(case)
+    return other[0].date > case[0].date
 
 
 def fastest_dense(case: Iterable[Row]) -> Row | None:
