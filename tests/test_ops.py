@@ -363,6 +363,7 @@ def bad(**changes):
         ),
         ({"k": torch.zeros(1, 12, 3, 12, device="meta")}, TensorError, "k has device meta; expected cpu, as q"),
         ({"v": torch.zeros(1, 12, 3, 12, device="meta")}, TensorError, "v has device meta; expected cpu, as q"),
+        ({"projection": torch.nn.Linear(12, 36)}, TensorError, "projection takes 12 features; q has 3 heads of 12"),
         (
             dict.fromkeys("qkv", torch.zeros(1, 12, 3, 12, dtype=torch.int64)),
             TensorError,

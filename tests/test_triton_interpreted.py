@@ -5,17 +5,21 @@ The interpreter is chosen when Triton is imported, so the tests below the line r
 
 import copy
 import dataclasses
+import functools
 import logging
 import math
 import os
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 
 import pytest
 import torch
 from micro_wan import micro_transformer
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.module import register_module_forward_hook
+from torch.testing._internal.two_tensor import TwoTensor
 
 import attention_surgery as asg
 from attention_surgery.errors import ConfigError, TensorError
@@ -482,12 +486,28 @@ def test_projections_that_are_more_than_two_parameters_are_called() -> None:
     seen = []
     hooked.register_forward_hook(lambda module, args, out: seen.append(args[0].shape))
     replaced.forward = lambda x: seen.append(x.shape) or x
-    for projection in (hooked, replaced, Adapter(width, width)):
+    quantized = torch.nn.Linear(width, width)
+    quantized.weight = torch.nn.Parameter(TwoTensor(quantized.weight.detach(), quantized.weight.detach().clone()))
+    wrapped = torch.nn.Linear(width, width)
+    options = {"rate": 4, "normalizer": "mean", "backend": "triton", "projection": wrapped}
+    compiled = torch.compile(lambda q: asg.hybrid_attention(q, k, v, *phis, **options), fullgraph=True, backend="eager")
+    compiled(q)
+    wrapped.forward = functools.partial(lambda x: seen.append("wrapped after compilation") or x)
+    compiled(q)
+    assert seen == ["wrapped after compilation"]
+    seen.clear()
+    for projection in (hooked, replaced, quantized, Adapter(width, width)):
         assert not path.merges_again(q, 4, "mean", projection)
         asg.hybrid_attention(q, k, v, *phis, rate=4, normalizer="mean", backend="triton", projection=projection)
     assert seen == [(1, 12, width)] * 2
+    replaced.forward = types.MethodType(torch.nn.Linear.forward, replaced)  # as hooks that are removed leave it
+    assert path.merges_again(q, 4, "mean", replaced)
     plain = torch.nn.Linear(width, width).requires_grad_(False)
     assert path.merges_again(q, 4, "mean", plain)
+    with register_module_forward_hook(lambda module, args, out: seen.append(args[0].shape)):
+        assert not path.merges_again(q, 4, "mean", plain)
+    plain.bias.data = plain.bias.double()
+    assert not path.merges_again(q, 4, "mean", plain)
     assert not path.merges_again(q, 4, "mean", plain.bfloat16())
     assert not any(path.merges_again(q, *how, plain.float()) for how in ((1, "mean"), ("linear", "mean"), (4, "max")))
     with torch.no_grad():

@@ -14,7 +14,7 @@ PACKAGES = {"flash": "FlashAttention 2", "_flash_3": "FlashAttention 3", "flash_
 
 
 WIDE = 0.5
-"""Of a speed-up: a 95 % interval wider than that says that something else had the machine too."""
+"""A 95 % interval of a speed-up that is wider than this much of it says little."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ def speed_table(rows: Sequence[Row]) -> list[str]:
 
 def newest(rows: Iterable[Row]) -> list[Row]:
     """`rows` without the cases that were measured again on the same device: of the same level, shape, passes and mode,
-    against the same package, with all of their hybrids. What stays is the last one that was not `disturbed`.
+    against the same package, with all of their hybrids. What stays is the last one that was not `disturbed`, or the
+    last if all were. Rows do not tell which kernels they are of: files of earlier ones are better left out.
     """
     kinds: dict[tuple[str, ...], list[list[Row]]] = {}
     for case in (cases := _by_case(rows)):
@@ -95,7 +96,7 @@ def newest(rows: Iterable[Row]) -> list[Row]:
 
 
 def disturbed(case: Iterable[Row]) -> bool:
-    """Whether something else had the machine too: the interval of one of our speed-ups is wider than half of it."""
+    """Whether the interval of a speed-up of ours is wider than half of it, as where other work has the machine too."""
     known = ((row.speedup, row.speedup_low, row.speedup_high) for row in case if is_own(row))
     return any(ratio and low and high and high - low > WIDE * ratio for ratio, low, high in known)
 

@@ -50,8 +50,8 @@ def hybrid_attention(
             reason, why they cannot.
         attention_backend: diffusers attention backend of the softmax part under "mean" (None: the active one).
         projection: the output projection of the attention layer, b n h·d → b n c, applied to the result. Given here,
-            its input need not be kept for the backward beside the softmax part's output: the kernels of "mean" compute
-            it again for a plain `nn.Linear`.
+            its input need not be kept for the backward beside the softmax part's output: where both would be (the
+            kernels, "mean", R >= 2, a gradient for q), it is computed again if the projection is a plain `nn.Linear`.
 
     Returns:
         b n h d, in the dtype of q, or b n c behind a projection. The kernels are differentiable once.
@@ -67,6 +67,10 @@ def hybrid_attention(
     if backend not in get_args(Backend):
         raise ConfigError(f"backend {backend!r} does not exist; expected one of {get_args(Backend)}")
     check_tensors(q, k, v, phi_q, phi_k)
+    if isinstance(projection, nn.Linear) and projection.in_features != q.shape[2] * q.shape[3]:
+        raise TensorError(
+            f"projection takes {projection.in_features} features; q has {q.shape[2]} heads of {q.shape[3]}"
+        )
     check_grid(q.shape[1], pattern, grid)
     path, how = eager.hybrid_attention, {"rate": rate, "normalizer": normalizer, "pattern": pattern, "grid": grid}
     if backend == "triton" or (backend == "auto" and q.device.type == "cuda" and rate != 1):

@@ -1,9 +1,11 @@
 """Hybrid attention through the operators of this package: the same function as `ops.eager.hybrid_attention`."""
 
+from types import MethodType
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from ...rates import Normalizer, Pattern, Rate
 from .. import eager
@@ -12,6 +14,9 @@ from . import operators
 
 if TYPE_CHECKING:
     from ...layers.feature_map import FeatureMap
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Of a module: what its call runs besides its forward."""
 
 
 def hybrid_attention(
@@ -52,26 +57,33 @@ def hybrid_attention(
         o = eager.softmax_attention(q_soft, k_soft, v_soft, attention_backend)
         if projection is None:
             return operators.Merged.apply(*links, q, o, *of_merge)
-        weight, bias = projection.weight, projection.bias
-        of_projection = weight.to(q.dtype), None if bias is None else bias.to(q.dtype)  # as autocast does
-        return operators.Projected.apply(*links, q, o, *of_merge, *of_projection)
+        weight, bias = (
+            None if x is None else x.to(q.dtype) for x in (projection.weight, projection.bias)
+        )  # autocast's
+        return operators.Projected.apply(*links, q, o, *of_merge, weight, bias)
     return operators.attend(q, k_soft, v_soft, state, mass, *_parameters(phi_q), (n - m) / features)[0]
 
 
 def merges_again(q: Tensor, rate: Rate, normalizer: Normalizer, projection: nn.Module) -> bool:
     """Whether the backward computes the input of `projection` again: where it would be kept beside another tensor.
 
-    Not if `projection` is anything but its two parameters (LoRA, quantization, hooks), or of another dtype.
+    Not if calling `projection` does more than a product with plain parameters in the dtype of q, autocast's included:
+    LoRA, quantized or distributed weights, hooks on it or on all modules, another `forward`.
     """
     if rate in (1, "linear") or normalizer != "mean" or not (q.requires_grad and torch.is_grad_enabled()):
         return False
-    if type(projection) is not nn.Linear or "forward" in vars(projection):
+    if type(projection) is not nn.Linear or not isinstance(projection.forward, MethodType):
         return False
-    hooks = projection._forward_hooks, projection._forward_pre_hooks
-    if any(hooks) or projection._backward_hooks or projection._backward_pre_hooks:
+    other = projection.forward.__func__ is not nn.Linear.forward
+    if other or _has_any_global_hook() or any(getattr(projection, name) for name in HOOKS):
+        return False
+    parameters = [x for x in (projection.weight, projection.bias) if x is not None]
+    if not all(type(x) in (nn.Parameter, Tensor) for x in parameters):
         return False
     kind = q.device.type
-    return q.dtype == (torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else projection.weight.dtype)
+    if torch.is_autocast_enabled(kind):
+        return q.dtype == torch.get_autocast_dtype(kind)
+    return all(x.dtype == q.dtype for x in parameters)
 
 
 def _parameters(phi: "FeatureMap") -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -1,7 +1,6 @@
 # pyright: reportArgumentType=false
 """What the launches of one call share: parameters in the right dtype, block sizes, constants, results to fill."""
 
-from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -105,10 +104,7 @@ class Plan:
         return matrix_descriptor(x, rows, columns) if self.copy_engine else x
 
     def blocks(self, kernel: Kernel) -> Blocks:
-        cut = blocks_of(kernel, head_dim=self.d, degree=self.p, dtype=self.dtype, arch=self.arch)
-        if kernel == "map_gradient" and self.arch == 90 and RELEASE >= (3, 9):
-            return replace(cut, stages=2)  # a deeper pipeline spills more there; neither was timed
-        return cut
+        return blocks_of(kernel, head_dim=self.d, degree=self.p, dtype=self.dtype, arch=self.arch)
 
     def launch(self, cut: Blocks) -> dict[str, Any]:
         """Warps of a kernel, depth of its pipeline, limit of its registers."""
