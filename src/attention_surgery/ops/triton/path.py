@@ -57,10 +57,9 @@ def hybrid_attention(
         o = eager.softmax_attention(q_soft, k_soft, v_soft, attention_backend)
         if projection is None:
             return operators.Merged.apply(*links, q, o, *of_merge)
-        weight, bias = (
-            None if x is None else x.to(q.dtype) for x in (projection.weight, projection.bias)
-        )  # autocast's
-        return operators.Projected.apply(*links, q, o, *of_merge, weight, bias)
+        parameters = projection.weight, projection.bias
+        parameters = (None if x is None else x.to(q.dtype) for x in parameters)  # as autocast takes them
+        return operators.Projected.apply(*links, q, o, *of_merge, *parameters)
     return operators.attend(q, k_soft, v_soft, state, mass, *_parameters(phi_q), (n - m) / features)[0]
 
 
