@@ -652,7 +652,7 @@ def other_devices():
 def test_auto_on_a_gpu_takes_the_kernels_or_says_once_why_not(monkeypatch, caplog, other_devices) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     monkeypatch.setattr(hybrid.eager, "hybrid_attention", lambda q, *_, **__: "PyTorch's path")
-    monkeypatch.setattr(hybrid, "_kernels", lambda: lambda q, *_, **__: "the kernels")
+    monkeypatch.setattr("attention_surgery.ops.triton.path.hybrid_attention", lambda q, *_, **__: "the kernels")
     hybrid._log_reason.cache_clear()
     cases = [{}, {"degree": 5}, {"d": 16}, {"dtype": torch.float64}, {"layers": 1}]
     for case in cases * 2:

@@ -5,7 +5,6 @@ import math
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from .attention_gradients import key_gradient_kernel, query_gradient_kernel
@@ -18,7 +17,7 @@ from .map_gradients import (
     token_product_kernel,
     value_gradient_kernel,
 )
-from .plan import Map, Plan, linear_count, prepare, specialized_launches, strides, token_set
+from .plan import Map, Plan, cdiv, linear_count, prepare, specialized_launches, strides, token_set
 
 WORKSPACE_BYTES, WORKSPACE_TENSORS = 2**27, 3.1
 """Work space of the gradients through φ: so many bytes, or so many tensors of tokens if that is more. Heads go through
@@ -47,7 +46,7 @@ def output_gradients(dy: Tensor, y: Tensor, denominator: Tensor) -> tuple[Tensor
     dy, plan = aligned(dy), Plan(y)
     scaled, delta = plan.tokens(), plan.float32(plan.b, plan.h, plan.n)
     cut = plan.blocks("output_gradient")
-    output_gradient_kernel[triton.cdiv(plan.n, cut.rows), plan.b * plan.h](
+    output_gradient_kernel[cdiv(plan.n, cut.rows), plan.b * plan.h](
         dy=dy,
         y=y,
         denominator=denominator,
@@ -93,7 +92,7 @@ def _put_softmax_tokens(
     plan, count = Plan(dk), dk_soft.shape[1]
     cut = plan.blocks("softmax_tokens")
     dk_soft, dv_soft = aligned(dk_soft), aligned(dv_soft)
-    softmax_tokens_kernel[triton.cdiv(count, cut.rows), plan.b * plan.h](
+    softmax_tokens_kernel[cdiv(count, cut.rows), plan.b * plan.h](
         dk_soft=dk_soft,
         dv_soft=dv_soft,
         dk=dk,
@@ -123,12 +122,12 @@ def _map_gradients(
         plan.blocks(kernel) for kernel in ("map_gradient", "value_gradient", "token_product", "sum_products")
     )
     step = specialized_launches().TILE_TOKENS if plan.specialized else max(cut.rows, value_cut.rows, product_cut.rows)
-    padded = triton.cdiv(count, step) * step
+    padded = cdiv(count, step) * step
 
     width = (4 if weights else 2) * plan.f
     per_head = padded * width * x.element_size()
-    rounds = triton.cdiv(heads * per_head, int(max(WORKSPACE_BYTES, WORKSPACE_TENSORS * x.numel() * x.element_size())))
-    per_round = triton.cdiv(heads, rounds)
+    rounds = cdiv(heads * per_head, int(max(WORKSPACE_BYTES, WORKSPACE_TENSORS * x.numel() * x.element_size())))
+    per_round = cdiv(heads, rounds)
     work = torch.empty(per_round * padded, width, dtype=x.dtype, device=x.device)
     if plan.specialized:
         tiles = side.query + (1 + plan.p) * weights
@@ -225,7 +224,7 @@ def attend_gradients(
         "logit_scale": math.log2(math.e) / math.sqrt(plan.d), "scale": 1 / math.sqrt(plan.d),
     }  # fmt: skip
     cut = plan.blocks("query_gradient")
-    query_gradient_kernel[triton.cdiv(plan.n, cut.rows), plan.b * plan.h](
+    query_gradient_kernel[cdiv(plan.n, cut.rows), plan.b * plan.h](
         q=plan.token_argument(q, cut.rows),
         k=plan.token_argument(k, cut.across),
         v=plan.token_argument(v, cut.across),
@@ -237,7 +236,7 @@ def attend_gradients(
         **plan.options(cut),
     )
     cut = plan.blocks("key_gradient")
-    key_gradient_kernel[triton.cdiv(k.shape[1], cut.rows), plan.b * plan.h](
+    key_gradient_kernel[cdiv(k.shape[1], cut.rows), plan.b * plan.h](
         q=plan.token_argument(q, cut.across),
         k=plan.token_argument(k, cut.rows),
         v=plan.token_argument(v, cut.rows),

@@ -1,7 +1,6 @@
-"""Tensor descriptors: how tensors of tokens and stacks of matrices are handed to the kernels."""
+"""How tensors of tokens and stacks of matrices are handed to the kernels: what tensor descriptors are made of."""
 
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 ALIGNMENT = 16
 """Bytes that addresses and strides of a descriptor are multiples of."""
@@ -28,15 +27,19 @@ def aligned(x: Tensor) -> Tensor:
     return x if fits and x.data_ptr() % ALIGNMENT == 0 else dense(x)
 
 
-def token_descriptor(x: Tensor, rows: int) -> TensorDescriptor:
+Tiled = tuple[Tensor, list[int], list[int], list[int]]
+"""Tensor, shape, strides and shape of a block: the arguments of Triton's and of Gluon's descriptor."""
+
+
+def token_blocks(x: Tensor, rows: int) -> Tiled:
     """b n h d (aligned) as b × n × (h, d), in blocks of `rows` tokens of one head."""
     b, n, h, d = x.shape
     width = (h - 1) * x.stride(2) + d if h > 1 else d
     strides = [x.stride(0) if b > 1 else width, x.stride(1) if n > 1 else width, 1]  # those of a single entry are free
-    return TensorDescriptor(x, [b, n, width], strides, [1, rows, d])
+    return x, [b, n, width], strides, [1, rows, d]
 
 
-def matrix_descriptor(x: Tensor, rows: int, columns: int) -> TensorDescriptor:
+def matrix_blocks(x: Tensor, rows: int, columns: int) -> Tiled:
     """A dense stack of matrices (… r c) as (…·r) × c, in blocks of `rows` × `columns`."""
     x = x.view(-1, x.shape[-1])
-    return TensorDescriptor(x, list(x.shape), [x.shape[1], 1], [rows, columns])
+    return x, list(x.shape), [x.shape[1], 1], [rows, columns]

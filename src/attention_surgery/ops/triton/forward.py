@@ -3,13 +3,12 @@
 
 import math
 
-import triton
 from torch import Tensor
 
 from .attend import attend_kernel
 from .descriptors import aligned
 from .merge import merge_kernel
-from .plan import Map, Plan, linear_count, prepare, specialized_launches, strides, token_set
+from .plan import Map, Plan, cdiv, linear_count, prepare, specialized_launches, strides, token_set
 from .state import state_kernel, sum_states_kernel
 
 SUM_BLOCK = 1024
@@ -28,7 +27,7 @@ def linear_state(k: Tensor, v: Tensor, phi: Map, table: Tensor | None, rate: int
         states = specialized_launches().linear_state(k, v, phi, plan, shared)
     else:
         prepared, cut = prepare(phi, plan, scale=1.0), plan.blocks("state")
-        shares, tiles = plan.shares(triton.cdiv(count, cut.rows), plan.p * heads)
+        shares, tiles = plan.shares(cdiv(count, cut.rows), plan.p * heads)
         states = plan.states(shares)
         state_kernel[shares * plan.p, heads](
             k=k,
@@ -46,7 +45,7 @@ def linear_state(k: Tensor, v: Tensor, phi: Map, table: Tensor | None, rate: int
             **shared | plan.map_options(cut),
         )
     state, mass = plan.float32(plan.b, plan.h, plan.f, plan.d), plan.float32(plan.b, plan.h, plan.f)
-    sum_states_kernel[triton.cdiv(states.shape[2], SUM_BLOCK), heads](
+    sum_states_kernel[cdiv(states.shape[2], SUM_BLOCK), heads](
         states=states,
         state=state,
         mass=mass,
@@ -74,7 +73,7 @@ def merge(
         specialized_launches().merge(q, softmax, state, y, phi, plan, shared)
         return y, denominator
     prepared, cut = prepare(phi, plan, scale=1.0, state=state), plan.blocks("merge")
-    merge_kernel[triton.cdiv(plan.n, cut.rows), plan.b * plan.h](
+    merge_kernel[cdiv(plan.n, cut.rows), plan.b * plan.h](
         q=plan.token_argument(q, cut.rows),
         o=plan.token_argument(softmax, cut.rows),
         state=plan.matrix_argument(prepared.state, plan.width, plan.d),
@@ -100,7 +99,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v, plan = aligned(q), aligned(k), aligned(v), Plan(q)
     cut = plan.blocks("attend")
     o, mass, top = plan.tokens(), plan.float32(plan.b, plan.h, plan.n), plan.float32(plan.b, plan.h, plan.n)
-    attend_kernel[triton.cdiv(plan.n, cut.rows), plan.b * plan.h](
+    attend_kernel[cdiv(plan.n, cut.rows), plan.b * plan.h](
         q=plan.token_argument(q, cut.rows),
         k=plan.token_argument(k, cut.across),
         v=plan.token_argument(v, cut.across),

@@ -7,10 +7,9 @@ instructions (`activations.silu_of_half` and the like).
 
 from typing import Any
 
-import triton
 from torch import Tensor
 
-from ..plan import Map, Plan, Prepared, prepare, strides
+from ..plan import Map, Plan, Prepared, cdiv, prepare, strides
 from .map_gradient import specialized_map_gradient_kernel
 from .merge import specialized_merge_kernel
 from .parts import GROUP_TOKENS, matrix_descriptor, token_descriptor
@@ -51,7 +50,7 @@ def linear_state(k: Tensor, v: Tensor, phi: Map, plan: Plan, shared: dict[str, A
 def merge(q: Tensor, o: Tensor, state: Tensor, y: Tensor, phi: Map, plan: Plan, shared: dict[str, Any]) -> None:
     """`forward.merge`, into `y`. `o` is of the dtype of `q`: its bytes are copied as they are."""
     prepared = prepare(phi, plan, scale=0.5, state=state)
-    tiles = triton.cdiv(plan.n, 2 * GROUP_TOKENS)
+    tiles = cdiv(plan.n, 2 * GROUP_TOKENS)
     total = tiles * plan.b * plan.h
     specialized_merge_kernel[(min(plan.processors, total),)](
         q=token_descriptor(q),

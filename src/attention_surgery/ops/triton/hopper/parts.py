@@ -9,7 +9,7 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from .. import descriptors
+from ..descriptors import matrix_blocks, token_blocks
 
 GROUP_TOKENS: int = 64
 """Tokens of one group of four warps: the rows of one product."""
@@ -96,11 +96,9 @@ def pin(a):
 
 def token_descriptor(x: Tensor, rows: int = GROUP_TOKENS) -> TensorDescriptor:
     """b n h d (aligned) as b × n × (h, d), in blocks of `rows` tokens of one head."""
-    plain = descriptors.token_descriptor(x, rows)
-    return TensorDescriptor(x, plain.shape, plain.strides, plain.block_shape, TOKENS)
+    return TensorDescriptor(*token_blocks(x, rows), TOKENS)
 
 
 def matrix_descriptor(x: Tensor, rows: int, columns: int) -> TensorDescriptor:
     """A dense stack of matrices (… r c) as (…·r) × c, in blocks of `rows` × `columns`."""
-    plain = descriptors.matrix_descriptor(x, rows, columns)
-    return TensorDescriptor(plain.base, plain.shape, plain.strides, plain.block_shape, MATRIX)
+    return TensorDescriptor(*matrix_blocks(x, rows, columns), MATRIX)

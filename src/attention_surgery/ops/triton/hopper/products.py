@@ -19,7 +19,6 @@ empty[s]     both consumers have read the stage, 2 arrivals. Each does so a step
              is under way.
 """
 
-import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
@@ -30,6 +29,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from ..plan import cdiv
 from ..tiles import linear_tokens
 from .parts import GROUP_TOKENS, MATRIX, barriers, copy_in, copy_rows
 
@@ -50,9 +50,9 @@ def split_steps(steps: int, programs: int, processors: int) -> tuple[int, int]:
     """Split `steps` so that `programs` per share fill the device in whole waves: (shares, steps of each)."""
     splits = []
     for waves in range(1, 5):
-        each = triton.cdiv(steps, max(1, min(steps, waves * processors // programs)))
-        shares = triton.cdiv(steps, each)
-        splits.append((triton.cdiv(shares * programs, processors) * (each + OVERHEAD), shares, each))
+        each = cdiv(steps, max(1, min(steps, waves * processors // programs)))
+        shares = cdiv(steps, each)
+        splits.append((cdiv(shares * programs, processors) * (each + OVERHEAD), shares, each))
     _, shares, each = min(splits)
     return shares, each
 

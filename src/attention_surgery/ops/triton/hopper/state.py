@@ -25,7 +25,6 @@ w_full[j], w_empty      chunk j of both layers' weights has landed; both consume
 
 from functools import cache
 
-import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
@@ -37,7 +36,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from ..activations import silu_of_half, squareplus_of_half
-from ..plan import RELEASE
+from ..plan import RELEASE, cdiv
 from ..tiles import linear_tokens
 from .parts import GROUP_TOKENS, MATRIX, barriers, copy_in, copy_rows, opaque_zero, row_vector
 
@@ -55,7 +54,7 @@ _AGAIN = gl.constexpr(RELEASE >= (3, 8))
 
 def split_units(count: int, heads: int, degree: int, processors: int) -> tuple[int, int, int]:
     """Units of a head, programs per power, and the most programs that share a head."""
-    units = triton.cdiv(count, 2 * GROUP_TOKENS)
+    units = cdiv(count, 2 * GROUP_TOKENS)
     programs = max(1, min(processors // degree, heads * units))
     return units, programs, _shares(heads, units, programs)
 
