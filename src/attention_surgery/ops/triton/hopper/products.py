@@ -4,11 +4,11 @@
 
 A job is a product of 128 × 256 over the tokens, leftᵀ [right0 right1]: gᵀ[φ0 φ1] (QUERY), xᵀ[da0 da1], a0ᵀ[du0 du1] and
 a1ᵀ[du0 du1] (WEIGHTS). So three blocks of 128 columns serve two products of 128 × 128, where one at a time would read
-four. A program takes one job over one share of the tokens of one head, 64
-tokens a step. A producer of four warps brings left (64 × 128) and right (64 × 256) into a ring of four stages; two
-consumers, groups of four warps, have 64 of left's 128 columns each, and so 64 of the job's 128 rows. Both operands have
-the tokens along the rows: left is read transposed. While a step's product is under way its consumer sums columns over
-the same tokens, those of right0 and right1, one each.
+four. A program takes one job over one share of the tokens of one head, 64 tokens a step. A producer of four warps
+brings left (64 × 128) and right (64 × 256) into a ring of four stages; two consumers, groups of four warps, have 64 of
+left's 128 columns each, and so 64 of the job's 128 rows. Both operands have the tokens along the rows: left is read
+transposed. While a step's product is under way its consumer sums columns over the same tokens, those of right0 and
+right1, one each.
 
 Barriers, one per stage: step i takes stage i % 4, for the i // 4-th time, of parity i // 4 & 1.
 
