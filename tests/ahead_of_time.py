@@ -19,7 +19,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from attention_surgery.ops.triton import backward, forward, plan
 from attention_surgery.ops.triton.hopper import launch
-from attention_surgery.ops.triton.plan import Map
+from attention_surgery.ops.triton.plan import Map, Rotary
 
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int64: "i64"}
 SHARED_MEMORY = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}
@@ -234,5 +234,15 @@ def launch_all(
         backward.state_gradients(state, mass, (k[:, ::rate], v[:, ::rate]), k, v, phi, positions, rate, weights)
         for added in (None, q):
             backward.merge_gradients(q, rows, added, q, state, mass, phi, 0.1, weights)
+    launch_rotary(h * head_dim, head_dim, n=n, dtype=dtype)
     backward.output_gradients(q, q, rows)
     backward.attend_gradients(q, k[:, ::rate], v[:, ::rate], q, rows, rows, q)
+
+
+def launch_rotary(channels: int, head_dim: int, *, n: int = 4096, dtype: torch.dtype = torch.bfloat16) -> None:
+    """QK-norm and rotation, and their gradients, of tokens of so many channels."""
+    q, k, weight_q, weight_k = (torch.empty(*size, channels, dtype=dtype) for size in ((1, n), (1, n), (), ()))
+    rotary = Rotary(q, k, weight_q, weight_k, torch.empty(n, head_dim), torch.empty(n, head_dim), 1e-6, 1e-6)
+    forward.rotary(rotary)
+    grad = q.unflatten(2, (-1, head_dim))
+    backward.rotary_gradients(grad, grad, rotary)

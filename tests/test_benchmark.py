@@ -127,7 +127,11 @@ def test_the_fastest_dense_kernels_join_and_the_hybrids_get_the_fastest_at_their
         by_rate = {1: ranked, case(scope).variants[0].rate: ["_native_flash", "_native_cudnn"]}
         variants = measure.with_kernels(case(scope), by_rate, CUDA, kernel).variants
         assert [variant.dense for variant in variants] == [True] * (len(variants) - 1) + [False]
-        return [variant.kernel for variant in variants]
+        ours = [variant for variant in variants if variant.dense and not variant.stock]
+        assert len(ours) == (scope == "transformer")
+        fastest = [variant.kernel for variant in variants if variant.stock][-1]
+        assert all((variant.kernel, variant.backend) == (fastest, "triton") for variant in ours)
+        return [variant.kernel for variant in variants if variant not in ours]
 
     assert names("op") == ["_native_cudnn", "flash_4_hub", "_native_flash"]
     assert names("op", ranked[1:]) == ["_native_cudnn", "sdpa-cudnn", "_native_flash"]
@@ -480,6 +484,9 @@ def test_variants_wear_one_models_weights():
     assert all(own[name] is parameter for name, parameter in model.named_parameters())
     dtypes = {name.rpartition("blocks.0.")[2]: parameter.dtype for name, parameter in model.named_parameters()}
     assert dtypes["attn1.to_q.weight"] == torch.bfloat16 and dtypes["norm2.weight"] == torch.float32
+    for backend, processors in (("", {}), ("triton", {0: False, 1: False})):
+        worn = wear(model, dataclasses.replace(DENSE, backend=backend), 1)
+        assert {place: each.enabled for place, each in hybrid_processors(worn).items()} == processors
 
 
 # --- floors, tables, figures ---------------------------------------------------------------------------------------
@@ -584,6 +591,22 @@ def test_what_a_package_made_faster_stands_beside_what_pytorch_alone_did(finishe
     assert f"| {dense:.4g} |" in alone and f"| {dense / 2:.4g} (FlashAttention 4) |" in beside
     text = "\n".join(results_table([*packaged, *rows]))
     assert f"| {dense:.4g} |" in text and f"| {dense / 2:.4g} (FlashAttention 4) |" in text
+
+
+def test_dense_attention_with_our_norms_is_no_baseline(finished, tmp_path, monkeypatch):
+    """It is checked and timed beside the others, and stands by itself."""
+    ours = dataclasses.replace(DENSE, backend="eager")  # what runs without a GPU
+    rows, _ = run(tmp_path, case("transformer", variants=(DENSE, ours, HYBRID)))
+    assert [row.variant for row in rows] == ["dense native", "dense native with our norms", "R=4 mean in PyTorch"]
+    assert {row.status for row in rows} == {"measured"} and {row.baseline for row in rows} == {"dense native"}
+    text = "\n".join(results_table(rows))
+    assert f"- transformer, tiny, 9×64×64, forward, eager, dense: {rows[1].speedup:.2f}×" in text
+    assert "with our norms" not in "\n".join(results_table(read_rows(finished)))
+    monkeypatch.setattr(verification, "verify_model", lambda *_: 2.0)
+    faulty, _ = run(tmp_path / "faulty", case("transformer", variants=(DENSE, ours, HYBRID)))
+    assert {row.variant: row.status for row in faulty} == {
+        "dense native": "measured", "dense native with our norms": "wrong", "R=4 mean in PyTorch": "wrong",
+    }  # fmt: skip
 
 
 def test_what_runs_as_a_cuda_graph_stands_by_itself(finished):

@@ -23,6 +23,7 @@ import attention_surgery as asg
 from attention_surgery.errors import ConfigError, ModelError, RateError, TensorError
 from attention_surgery.layers import processor as processor_module
 from attention_surgery.layers.processor import HybridAttnProcessor
+from attention_surgery.layers.projections import project_qkv
 from attention_surgery.models import hybrid_processors
 from attention_surgery.ops import eager, naive
 
@@ -712,7 +713,7 @@ def test_projections_are_those_of_diffusers(hybrid):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transformer_wan, "dispatch_attention_fn", take)
         WanAttnProcessor()(attn, q, None, None, rotary)
-    for ours, stock in zip(processor_module.project_qkv(attn, q, rotary), got["stock"], strict=True):
+    for ours, stock in zip(project_qkv(attn, q, rotary), got["stock"], strict=True):
         assert torch.equal(ours, stock)
     stock = inspect.signature(WanAttnProcessor.__call__).parameters
     assert list(inspect.signature(HybridAttnProcessor.forward).parameters) == list(stock)

@@ -9,13 +9,16 @@ if triton.knobs.runtime.interpret:
 
 from ahead_of_time import (  # noqa: E402
     SHARED_MEMORY,
+    Compiled,
     compile_all,
     idle_warps,
     launch_all,
+    launch_rotary,
     recorded,
     touched_in_flight,
 )
 
+from attention_surgery.layers.projections import MAX_CHANNELS  # noqa: E402
 from attention_surgery.ops.triton import plan  # noqa: E402
 from attention_surgery.ops.triton.hopper import launch  # noqa: E402
 
@@ -23,11 +26,13 @@ TAKEN_WITH = plan.SPECIALIZED
 KERNELS = {
     "state_kernel", "merge_kernel", "attend_kernel", "output_gradient_kernel", "map_gradient_kernel",
     "value_gradient_kernel", "softmax_tokens_kernel", "token_product_kernel", "sum_products_kernel",
-    "query_gradient_kernel", "key_gradient_kernel", "prepare_kernel", "sum_states_kernel",
+    "query_gradient_kernel", "key_gradient_kernel", "prepare_kernel", "sum_states_kernel", "rotary_kernel",
+    "rotary_gradient_kernel",
 }  # fmt: skip
 
 WITHOUT_PRODUCTS = {
     "output_gradient_kernel", "softmax_tokens_kernel", "sum_products_kernel", "prepare_kernel", "sum_states_kernel",
+    "rotary_kernel", "rotary_gradient_kernel",
 }  # fmt: skip
 
 RELEASE = tuple(int(part) for part in triton.__version__.split(".")[:2])
@@ -86,6 +91,20 @@ def test_specialized_kernels_compile_without_spills(dtype: torch.dtype, table: b
         assert "wgmma.mma_async" in kernel.ptx, f"{kernel.name} does not use the warp-group matrix unit"
         faults = touched_in_flight(kernel.sass)
         assert not faults, f"{kernel.name} touches registers in flight: {faults}"
+
+
+@pytest.mark.parametrize("channels", [1536, 3072, 5120, MAX_CHANNELS])
+@pytest.mark.parametrize(("arch", "dtype"), [(80, torch.bfloat16), (90, torch.bfloat16), (90, torch.float32)])
+def test_norm_and_rotation_compile_without_spills(arch: int, dtype: torch.dtype, channels: int) -> None:
+    """At the widths of Wan's models and at the most that is taken; whole vectors are loaded."""
+    results: list[Compiled] = []
+    with recorded(arch, results):
+        launch_rotary(channels, 128, dtype=dtype)
+    assert [kernel.name for kernel in results] == ["rotary_kernel", "rotary_gradient_kernel"]
+    for kernel in results:
+        assert kernel.stack == 0, f"{kernel.name} spills {kernel.stack} bytes"
+        loads = kernel.ptx.count("ld.global")
+        assert loads and loads == kernel.ptx.count("ld.global.v4"), f"{kernel.name} loads in pieces"
 
 
 @pytest.mark.usefixtures("specialized")

@@ -4,8 +4,10 @@ import copy
 
 import pytest
 import torch
+from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 
 from attention_surgery import FeatureMap, hybrid_attention
+from attention_surgery.layers.projections import project_qkv
 from attention_surgery.ops import naive
 
 pytest.importorskip("triton")
@@ -53,6 +55,35 @@ def test_full_size_is_the_pytorch_path(tokens: int, heads: int, head_dim: int, n
     y = hybrid_attention(*leaves, *phis, rate=rate, normalizer=normalizer, backend="triton")
     for ours, theirs in zip(torch.autograd.grad(y, leaves, dy), trained, strict=True):
         assert (ours.float() - theirs.float()).norm() <= 1e-3 * theirs.float().norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(("tokens", "heads"), [(32_760, 12), (18_480, 24), (515, 40), (3, 1)])
+def test_norms_and_rotation_are_those_of_diffusers(tokens: int, heads: int, dtype) -> None:
+    """q and k, and the gradients of all that they are made of, no further from float64 than the modules' own."""
+    torch.manual_seed(0)
+    width = heads * 128
+    attn = WanAttention(width, heads, 128, processor=WanAttnProcessor()).cuda()
+    attn.fused_projections = False
+    with torch.no_grad():
+        for norm in (attn.norm_q, attn.norm_k):
+            norm.weight.normal_()
+    angles = torch.randn(tokens, 64, device="cuda").repeat_interleave(2, 1)[None, :, None]
+    hidden, grads = torch.randn(1, tokens, width, device="cuda"), torch.randn(2, 1, tokens, heads, 128, device="cuda")
+
+    def results(wide: torch.dtype, backend) -> list[torch.Tensor]:
+        layer, x = copy.deepcopy(attn).to(wide), hidden.to(wide).requires_grad_()
+        q, k, _ = project_qkv(layer, x, (angles.cos(), angles.sin()), backend)
+        assert ("rotary" in type(q.grad_fn).__name__) == (backend == "auto")
+        leaves = [x, layer.norm_q.weight, layer.norm_k.weight, layer.to_q.weight, layer.to_k.bias]
+        return [q.detach(), k.detach(), *torch.autograd.grad([q, k], leaves, [g.to(q.dtype) for g in grads])]
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    fused, plain, oracle = results(dtype, "auto"), results(dtype, "eager"), results(torch.float64, "eager")
+    floor = 4 * torch.finfo(dtype).eps if dtype == torch.float32 else 0.0
+    for i, (ours, theirs, true) in enumerate(zip(fused, plain, oracle, strict=True)):
+        error, allowed = ((x.double() - true).norm() / true.norm() for x in (ours, theirs))
+        assert error <= 1.2 * allowed + floor, i
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from micro_wan import micro_transformer
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.module import register_module_forward_hook
@@ -23,6 +24,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 import attention_surgery as asg
 from attention_surgery.errors import ConfigError, TensorError
+from attention_surgery.layers import projections
 from attention_surgery.models import hybrid_processors
 from attention_surgery.ops import hybrid, naive
 from attention_surgery.ops.triton import support
@@ -521,6 +523,92 @@ def test_projections_that_are_more_than_two_parameters_are_called() -> None:
     assert out.dtype == torch.bfloat16 and plain.weight.grad is None and q.grad.isfinite().all()
 
 
+def rotary_inputs(attn, *, b=1, n=7, dtype=torch.float32):
+    """Hidden states, and RoPE's cosines and sines, for an attention layer, whose norms get weights far from one."""
+    with torch.no_grad():
+        for norm in (attn.norm_q, attn.norm_k):
+            norm.weight.normal_()
+    angles = torch.randn(n, attn.inner_dim // attn.heads // 2).repeat_interleave(2, 1)[None, :, None]
+    return torch.randn(b, n, attn.inner_dim, dtype=dtype), (angles.cos(), angles.sin())
+
+
+@interpreted
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(("heads", "head_dim"), [(2, 32), (3, 24), (5, 128)])
+def test_norms_and_rotation_are_those_of_diffusers(heads, head_dim, fused) -> None:
+    """q, k and v, and the gradients of all that they are made of."""
+    torch.manual_seed(0)
+    attn = WanAttention(heads * head_dim, heads, head_dim, processor=WanAttnProcessor())
+    attn.fused_projections = False
+    if fused:
+        attn.fuse_projections()
+    attn.norm_k.eps = 0.3
+    hidden, rotary = rotary_inputs(attn, b=2)
+    trained = [hidden.requires_grad_(), *(p for p in attn.parameters() if p.requires_grad)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(projections, "takes_kernel", lambda *_: pytest.fail("not the PyTorch path"))
+        expected = projections.project_qkv(attn, hidden, rotary, "eager")
+    found = projections.project_qkv(attn, hidden, rotary, "triton")
+    assert "rotary" in type(found[0].grad_fn).__name__ and "rotary" not in type(expected[0].grad_fn).__name__
+    grads = [torch.randn_like(x) for x in expected]
+    for got, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+    of = [torch.autograd.grad(x, trained, grads, allow_unused=True) for x in (found, expected)]
+    for got, wanted in zip(*of, strict=True):
+        assert (got is None) == (wanted is None)
+        if got is not None:
+            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+@interpreted
+@pytest.mark.parametrize("autocast", [False, True])
+def test_norms_and_rotation_in_half_precision(autocast) -> None:
+    """In the dtype that the rest of the layer has, and no further from float64 than the modules themselves."""
+    torch.manual_seed(0)
+    attn = WanAttention(64, 2, 32, processor=WanAttnProcessor())
+    attn.fused_projections = False
+    hidden, rotary = rotary_inputs(attn, dtype=torch.float32 if autocast else torch.bfloat16)
+    if not autocast:
+        attn.bfloat16()
+    exact = copy.deepcopy(attn).double()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        ours, stock = (projections.project_qkv(attn, hidden, rotary, backend) for backend in ("triton", "eager"))
+    assert "rotary" in type(ours[0].grad_fn).__name__
+    for got, theirs, wanted in zip(ours, stock, projections.project_qkv(exact, hidden.double(), rotary), strict=True):
+        assert got.dtype == theirs.dtype == torch.bfloat16
+        assert (got - wanted).norm() <= 1.05 * (theirs - wanted).norm()
+
+
+@interpreted
+def test_norms_that_are_more_than_a_weight_are_called() -> None:
+    torch.manual_seed(0)
+    attn = WanAttention(64, 2, 32, processor=WanAttnProcessor())
+    attn.fused_projections = False
+    hidden, rotary = rotary_inputs(attn)
+    q = attn.to_q(hidden)
+    seen = []
+
+    def takes(*, q=q, k=q, rotary=rotary) -> bool:
+        return projections.takes_kernel(attn, q, k, rotary)
+
+    assert takes()
+    hook = attn.norm_k.register_forward_hook(lambda module, args, out: seen.append(module))
+    assert not takes()
+    projections.project_qkv(attn, hidden, rotary, "triton")
+    assert seen == [attn.norm_k]
+    hook.remove()
+    assert takes() and not takes(q=q.double(), k=q.double()) and not takes(q=q.bfloat16(), k=q.bfloat16())
+    cos, sin = rotary
+    assert not takes(rotary=(cos[:, 1:], sin[:, 1:])) and not takes(rotary=(cos.clone().requires_grad_(), sin))
+    plain = attn.norm_q
+    for norm in (torch.nn.LayerNorm(64), torch.nn.RMSNorm(64, elementwise_affine=False), torch.nn.RMSNorm(32)):
+        attn.norm_q = norm
+        assert not takes(), norm
+    attn.norm_q = plain
+    unrotated = projections.project_qkv(attn, hidden, None, "triton")
+    assert torch.equal(unrotated[0], plain(q).unflatten(2, (2, 32)))
+
+
 @interpreted
 def test_a_converted_model_trains_on_the_kernels() -> None:
     """Output and gradients of PyTorch's path: as it is, with gradient checkpointing, and with compiled blocks."""
@@ -562,6 +650,9 @@ def test_operators_keep_pytorchs_contract() -> None:
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     fakes = ("test_schema", "test_faketensor")
     opcheck = torch.library.opcheck
+    norms = [torch.randn(32).requires_grad_() for _ in range(2)]
+    rotary = (q.flatten(2), k.flatten(2), *norms, torch.randn(12, 32), torch.randn(12, 32), 1e-6, 1e-6)
+    opcheck(operators.rotary, rotary, test_utils=checks)
     opcheck(operators.linear_state, (k, v, *parameters, None, 4), test_utils=checks)
     opcheck(operators.merge, (q, v, state, mass, *parameters, 0.1), test_utils=checks)
     opcheck(operators.attend, (q, k[:, ::4], v[:, ::4], state, mass, *parameters, 0.1), test_utils=checks)
@@ -570,6 +661,7 @@ def test_operators_keep_pytorchs_contract() -> None:
         softmax = k[:, ::4].clone(), v[:, ::4].clone()
         arguments = (state, mass, *softmax, k, v, *parameters, None, 4, True)
         opcheck(operators.linear_state_backward, arguments, test_utils=fakes)
+        opcheck(operators.rotary_backward, (q, k, *rotary), test_utils=fakes)
         opcheck(operators.merge_again, (y, q, v, state, mass, *parameters, 0.1), test_utils=fakes)
         opcheck(operators.output_gradient, (v, y, denominator), test_utils=fakes)
         for soft in (None, v):

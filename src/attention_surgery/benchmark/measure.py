@@ -16,7 +16,7 @@ from .prepare import Check, Verdicts
 from .rows import Row, Status
 from .shapes import Shape
 from .timing import TURN_SECONDS, Summary, interleave, peak_memory, speedup
-from .variants import Variant, dense_kernels
+from .variants import Variant, dense_kernels, own_backend
 from .verification import describe_error, verify_at_size
 from .workloads import Place, WrongGraph, make_calls, operator_calls
 
@@ -69,7 +69,8 @@ def with_kernels(case: Case, ranked: Mapping[int, Sequence[str]], device: torch.
     """`case` with a kernel's name for every FASTEST, and with dense attention among its variants.
 
     Dense attention joins with the fastest kernel of PyTorch's own, and with the fastest of all that can be used, if
-    that is another one. The hybrids get `kernel`, or the fastest at their rate (for rates by latency the former).
+    that is another one; in a whole transformer also with our norms. The hybrids get `kernel`, or the fastest at their
+    rate (for rates by latency the former).
     """
     own = next(name for name in ranked[1] if name in own_kernels(device))
 
@@ -77,13 +78,13 @@ def with_kernels(case: Case, ranked: Mapping[int, Sequence[str]], device: torch.
         return own if case.scope == "rates" else ranked[cast(int, variant.rate)][0]
 
     variants = [variant.with_kernel(kernel or fastest(variant)) for variant in case.variants]
-    if not any(variant.dense for variant in variants):
+    if not any(variant.stock for variant in variants):
         usable = {"op": ranked[1], "rates": [own]}.get(case.scope, dispatched_kernels(device))
         names = dict.fromkeys((own, next(name for name in ranked[1] if name in usable)))
-        variants = [
-            *(Variant(rate=1, kernel=name, compiled=case.compiled, graphed=case.graphed) for name in names),
-            *variants,
-        ]
+        dense = [Variant(rate=1, kernel=name, compiled=case.compiled, graphed=case.graphed) for name in names]
+        if case.scope == "transformer" and own_backend(device) == "triton":
+            dense.append(replace(dense[-1], backend="triton"))
+        variants = [*dense, *variants]
     return replace(case, variants=tuple(variants))
 
 
@@ -99,7 +100,7 @@ def measure_case(case: Case, place: Place, run: Mapping[str, str]) -> list[Row]:
     peaks = {variant: None if variant.graphed else peak_memory(call, place.device) for variant, call in calls.items()}
     times = interleave(calls, place.device, seconds=case.seconds) if calls else {}
     medians = {variant: Summary.of(values).p50 for variant, values in times.items()}
-    dense = min((variant for variant in times if variant.dense), key=medians.__getitem__, default=None)
+    dense = min((variant for variant in times if variant.stock), key=medians.__getitem__, default=None)
     whole = count_flops(case, 1)
     for variant, values in times.items():
         flops, peak = count_flops(case, variant.rate), peaks[variant]

@@ -65,7 +65,7 @@ def prepare(
     for case in cases:
         for variant in case.variants:
             check = Check.of(variant, case)
-            if check not in verdicts and not (variant.dense and check.model):
+            if check not in verdicts and not (variant.stock and check.model):
                 checks.setdefault(check, case.shape)
     if not workers:
         for check, shape in checks.items():

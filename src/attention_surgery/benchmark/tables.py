@@ -135,7 +135,7 @@ def results_table(rows: Sequence[Row]) -> list[str]:
         listed = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
         runs = [f"{number}. {run}" for run, number in _runs(mine).items()]
         lines += [f"### {first.device}", "", f"{listed}; {first.dtype}. Runs:", "", *runs, ""]
-        for table in (_cases, _variants, _break_even, _rates):
+        for table in (_cases, _norms, _variants, _break_even, _rates):
             if found := table(mine):
                 lines += [*found, ""]
     return lines[:-1]
@@ -177,6 +177,17 @@ def _cases(rows: Sequence[Row]) -> list[str]:
     if missing:
         lines += ["", f"{UNMEASURED.capitalize()}: {'; '.join(missing)}."]
     return lines
+
+
+def _norms(rows: Sequence[Row]) -> list[str]:
+    """Dense attention with our kernel for QK-norm and rotation, against the same baseline as the hybrids."""
+    lines = []
+    for row in rows:
+        if row.rate == "1" and row.backend and row.speedup is not None:
+            dense = f"dense {PACKAGES[row.kernel]}" if row.kernel in PACKAGES else "dense"
+            what = ", ".join((row.level, row.title, row.passes, mode_of(row), dense))
+            lines.append(f"- {what}: {_ratio(row, bounds=True)}")
+    return ["The kernel for QK-norm and RoPE alone, the rest as diffusers computes it:", "", *lines] if lines else []
 
 
 def _variants(rows: Sequence[Row]) -> list[str]:

@@ -19,7 +19,8 @@ class Variant:
     Args:
         rate: 1 is dense; R >= 2 hybrid.
         kernel: of dense attention, or of the softmax part under normalizer "mean".
-        backend: path of hybrid attention: "triton", or "eager" for PyTorch; "" if dense.
+        backend: path of hybrid attention: "triton", or "eager" for PyTorch; "" if dense. Of dense attention in a model
+            "triton" is a hybrid layer that is disabled: stock but for the kernel that normalizes and rotates q and k.
         normalizer, pattern: of hybrid attention.
         compiled: whether it runs under `torch.compile`: the operator by itself, or every block of a model.
         graphed: whether all kernels of a call are launched as one CUDA graph: the operator only.
@@ -39,10 +40,15 @@ class Variant:
         return self.rate == 1
 
     @property
+    def stock(self) -> bool:
+        """Whether it is dense attention as diffusers computes it: what the others are held against."""
+        return self.dense and not self.backend
+
+    @property
     def name(self) -> str:
         """What people read: "dense _native_cudnn", "R=8 mean", "R=8 max in PyTorch"."""
         if self.dense:
-            words = ["dense", self.kernel]
+            words = ["dense", self.kernel, *(["with our norms"] if self.backend else [])]
         else:
             words = [f"R={self.rate}", self.normalizer]
             words += [self.pattern] if self.pattern != "stride" else []

@@ -188,10 +188,11 @@ def wear(model: WanTransformer3DModel, variant: Variant, rates: Rate | Mapping[i
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     worn = copy.deepcopy(model, shared)
     each: Mapping[int, Rate] = rates if isinstance(rates, Mapping) else {i: rates for i in range(len(model.blocks))}
-    if set(each.values()) != {1}:
-        convert_(worn, HybridConfig(each, normalizer=variant.normalizer, pattern=variant.pattern))
+    converted = dict.fromkeys(each, 2) if variant.dense and not variant.stock else each
+    if set(converted.values()) != {1}:
+        convert_(worn, HybridConfig(converted, normalizer=variant.normalizer, pattern=variant.pattern))
         for processor in hybrid_processors(worn).values():
-            processor.backend = variant.backend  # type: ignore[assignment]
+            processor.backend, processor.enabled = variant.backend, not variant.dense  # type: ignore[assignment]
     for module in worn.modules():
         if isinstance(module, WanAttention):
             module.processor._attention_backend = dispatched(variant.kernel)  # type: ignore[union-attr]

@@ -9,7 +9,7 @@ from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnP
 from torch import Tensor
 
 from ..ops.eager import softmax_attention
-from .processor import project_qkv
+from .projections import project_qkv
 
 Sink = Callable[[int, Tensor, Tensor, Tensor, Tensor], None]
 """Called with (block, q, k, v, y), each tensor b n h d; y before the output projection."""

@@ -1,6 +1,5 @@
 """The attention processor of a converted self-attention layer: stock projections, hybrid attention."""
 
-import torch
 from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor, nn
 
@@ -9,6 +8,7 @@ from ..ops.hybrid import Backend, hybrid_attention
 from ..ops.tokens import Grid
 from ..rates import Normalizer, Pattern, Rate
 from .feature_map import FeatureMap
+from .projections import Rotary, project_qkv
 
 
 class HybridAttnProcessor(nn.Module):
@@ -51,7 +51,7 @@ class HybridAttnProcessor(nn.Module):
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        rotary_emb: tuple[Tensor, Tensor] | None = None,
+        rotary_emb: Rotary | None = None,
     ) -> Tensor:
         """Self-attention on `hidden_states` (b n h·d) of the layer `attn`; returns b n h·d."""
         if encoder_hidden_states is not None or attention_mask is not None:
@@ -60,9 +60,7 @@ class HybridAttnProcessor(nn.Module):
             raise ModelError(
                 "hybrid attention does not run under context parallelism; call revert_(model) or use one device"
             )
-        q, k, v = project_qkv(attn, hidden_states, rotary_emb)
-        if q.dtype != v.dtype and torch.is_autocast_enabled(q.device.type):  # QK-norm is float32 there, v is not
-            q, k = q.type_as(v), k.type_as(v)
+        q, k, v = project_qkv(attn, hidden_states, rotary_emb, self.backend)
         out = hybrid_attention(
             q,
             k,
@@ -93,30 +91,3 @@ class GridRecorder:
         frames, rows, columns = (size // patch for size, patch in zip(args[0].shape[2:], self.patch_size, strict=True))
         for processor in self.processors:
             processor.grid = (frames, rows, columns)
-
-
-def project_qkv(
-    attn: WanAttention, hidden_states: Tensor, rotary_emb: tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v of a Wan self-attention layer after QK-norm and RoPE, each b n h d, as diffusers computes them."""
-    if attn.fused_projections:
-        query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
-    else:
-        query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
-    heads = (attn.heads, -1)
-    query = attn.norm_q(query).unflatten(2, heads)
-    key = attn.norm_k(key).unflatten(2, heads)
-    value = value.unflatten(2, heads)
-    if rotary_emb is not None:
-        query, key = _rotate(query, *rotary_emb), _rotate(key, *rotary_emb)
-    return query, key, value
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding on interleaved pairs; cos and sin: 1 n 1 d, each value twice."""
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = cos[..., 0::2], sin[..., 1::2]
-    out = x.new_empty(x.shape)
-    out[..., 0::2] = even * cos - odd * sin
-    out[..., 1::2] = even * sin + odd * cos
-    return out

@@ -17,11 +17,16 @@ from .map_gradients import (
     token_product_kernel,
     value_gradient_kernel,
 )
-from .plan import Map, Plan, cdiv, linear_count, prepare, specialized_launches, strides, token_set
+from .plan import Map, Plan, Rotary, cdiv, linear_count, prepare, specialized_launches, strides, token_set
+from .rotary import rotary_gradient_kernel
 
 WORKSPACE_BYTES, WORKSPACE_TENSORS = 2**27, 3.1
 """Work space of the gradients through φ: so many bytes, or so many tensors of tokens if that is more. Heads go through
 in rounds that fit it. A larger one sets the peak memory of training; a smaller one has the device wait for launches."""
+
+
+ROTARY_SHARES = 4
+"""Programs of the gradient of QK-norm and rotation, of each q and k, for a multiprocessor."""
 
 
 class Contraction(NamedTuple):
@@ -39,6 +44,24 @@ class Contraction(NamedTuple):
     delta: Tensor | None = None
     added: Tensor | None = None
     dv: Tensor | None = None
+
+
+def rotary_gradients(q_grad: Tensor, k_grad: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of `forward.rotary`: dq and dk (b n c), and those of the norms' weights, float32."""
+    b, n, c = rotary.q.shape
+    dq, dk = (torch.empty(b, n, c, dtype=x.dtype, device=x.device) for x in (rotary.q, rotary.k))
+    shares = min(b * n, ROTARY_SHARES * Plan(q_grad).processors)
+    dweights = torch.empty(shares, 2, c, dtype=torch.float32, device=dq.device)
+    rotary_gradient_kernel[shares, 2](
+        q_grad=q_grad.contiguous(),
+        k_grad=k_grad.contiguous(),
+        dq=dq,
+        dk=dk,
+        dweights=dweights,
+        count=b * n,
+        **rotary.arguments(),
+    )
+    return dq, dk, dweights[:, 0].sum(0), dweights[:, 1].sum(0)
 
 
 def output_gradients(dy: Tensor, y: Tensor, denominator: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,16 +3,28 @@
 
 import math
 
+import torch
 from torch import Tensor
 
 from .attend import attend_kernel
 from .descriptors import aligned
 from .merge import merge_kernel
-from .plan import Map, Plan, cdiv, linear_count, prepare, specialized_launches, strides, token_set
+from .plan import Map, Plan, Rotary, cdiv, linear_count, prepare, specialized_launches, strides, token_set
+from .rotary import rotary_kernel
 from .state import state_kernel, sum_states_kernel
 
 SUM_BLOCK = 1024
 """Numbers of S̄ and z̄ that a program sums up over the shares."""
+
+
+def rotary(rotary: Rotary) -> tuple[Tensor, Tensor]:
+    """q and k after QK-norm and rotary position embedding, b n h d."""
+    q, k = rotary.q, rotary.k
+    b, n, c = q.shape
+    size = b, n, c // rotary.head_dim, rotary.head_dim
+    q_out, k_out = (torch.empty(size, dtype=x.dtype, device=x.device) for x in (q, k))
+    rotary_kernel[n, b](q_out=q_out, k_out=k_out, **rotary.arguments())
+    return q_out, k_out
 
 
 def linear_state(k: Tensor, v: Tensor, phi: Map, table: Tensor | None, rate: int) -> tuple[Tensor, Tensor]:

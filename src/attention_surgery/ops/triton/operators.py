@@ -16,7 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ..tokens import take
 from . import backward, forward
-from .plan import Map, linear_count
+from .plan import Map, Rotary, linear_count
 
 
 def operator(function: Callable[..., Any]) -> Any:
@@ -46,6 +46,46 @@ def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
 def fake(of: Any) -> Callable[[Callable[..., Any]], Any]:
     """Registers the results' shapes and dtypes of an operator."""
     return torch.library.register_fake(of.name())
+
+
+@operator
+def rotary(
+    q: Tensor, k: Tensor, weight_q: Tensor, weight_k: Tensor, cos: Tensor, sin: Tensor, eps_q: float, eps_k: float
+) -> tuple[Tensor, Tensor]:
+    return forward.rotary(Rotary(q, k, weight_q, weight_k, cos, sin, eps_q, eps_k))
+
+
+@fake(rotary)
+def _(q, k, weight_q, weight_k, cos, sin, eps_q, eps_k):
+    b, n, c = q.shape
+    size = b, n, c // cos.shape[1], cos.shape[1]
+    return q.new_empty(size), k.new_empty(size)
+
+
+@operator
+def rotary_backward(
+    q_grad: Tensor, k_grad: Tensor, q: Tensor, k: Tensor, weight_q: Tensor, weight_k: Tensor, cos: Tensor, sin: Tensor,
+    eps_q: float, eps_k: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return backward.rotary_gradients(q_grad, k_grad, Rotary(q, k, weight_q, weight_k, cos, sin, eps_q, eps_k))
+
+
+@fake(rotary_backward)
+def _(q_grad, k_grad, q, k, weight_q, weight_k, cos, sin, eps_q, eps_k):
+    weights = (x.new_empty(x.shape, dtype=torch.float32) for x in (weight_q, weight_k))
+    return q.new_empty(q.shape), k.new_empty(k.shape), *weights
+
+
+def _keep_rotary(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.eps_q, ctx.eps_k = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _rotary_backward(ctx: Any, q_grad: Tensor, k_grad: Tensor) -> tuple[Any, ...]:
+    return *rotary_backward(q_grad, k_grad, *ctx.saved_tensors, ctx.eps_q, ctx.eps_k), *[None] * 4
+
+
+torch.library.register_autograd(rotary.name(), _rotary_backward, setup_context=_keep_rotary)
 
 
 @operator
@@ -304,7 +344,15 @@ def _refuse(*_: Any) -> Any:
     raise NotImplementedError("no derivative: the kernels of hybrid attention are differentiable once")
 
 
-for each in (linear_state, linear_state_backward, merge_again, output_gradient, merge_backward, attend_backward):
+for each in (
+    rotary_backward,
+    linear_state,
+    linear_state_backward,
+    merge_again,
+    output_gradient,
+    merge_backward,
+    attend_backward,
+):
     torch.library.register_autograd(each.name(), _refuse)
 
 

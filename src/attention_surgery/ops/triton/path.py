@@ -1,22 +1,18 @@
 """Hybrid attention through the operators of this package: the same function as `ops.eager.hybrid_attention`."""
 
-from types import MethodType
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
 from ...rates import Normalizer, Pattern, Rate
 from .. import eager
+from ..plain import is_plain, keeps_dtype
 from ..tokens import Grid, softmax_token_index
 from . import operators
 
 if TYPE_CHECKING:
     from ...layers.feature_map import FeatureMap
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-"""Of a module: what its call runs besides its forward."""
 
 
 def hybrid_attention(
@@ -71,18 +67,7 @@ def merges_again(q: Tensor, rate: Rate, normalizer: Normalizer, projection: nn.M
     """
     if rate in (1, "linear") or normalizer != "mean" or not (q.requires_grad and torch.is_grad_enabled()):
         return False
-    if type(projection) is not nn.Linear or not isinstance(projection.forward, MethodType):
-        return False
-    other = projection.forward.__func__ is not nn.Linear.forward
-    if other or _has_any_global_hook() or any(getattr(projection, name) for name in HOOKS):
-        return False
-    parameters = [x for x in (projection.weight, projection.bias) if x is not None]
-    if not all(type(x) in (nn.Parameter, Tensor) for x in parameters):
-        return False
-    kind = q.device.type
-    if torch.is_autocast_enabled(kind):
-        return q.dtype == torch.get_autocast_dtype(kind)
-    return all(x.dtype == q.dtype for x in parameters)
+    return is_plain(projection, nn.Linear) and keeps_dtype(projection, q)
 
 
 def _parameters(phi: "FeatureMap") -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -55,6 +55,45 @@ class Map(NamedTuple):
         return self.w1.shape[2] // self.w1.shape[1]
 
 
+class Rotary(NamedTuple):
+    """q and k before QK-norm (b n c), the norms' weights (c) and ε; cosines and sines of RoPE (n d), each twice."""
+
+    q: Tensor
+    k: Tensor
+    weight_q: Tensor
+    weight_k: Tensor
+    cos: Tensor
+    sin: Tensor
+    eps_q: float
+    eps_k: float
+
+    @property
+    def head_dim(self) -> int:
+        return self.cos.shape[1]
+
+    def arguments(self) -> dict[str, Any]:
+        """Of the kernels: tensors and strides, constants, warps that hold 16 channels a thread."""
+        q, k, cos, sin = (x if x.stride(-1) == 1 else x.contiguous() for x in (self.q, self.k, self.cos, self.sin))
+        channels = q.shape[2]
+        width = triton.next_power_of_2(channels)
+        return {
+            **self._replace(q=q, k=k, cos=cos, sin=sin)._asdict(),
+            "weight_q": self.weight_q.contiguous(),
+            "weight_k": self.weight_k.contiguous(),
+            "N": q.shape[1],
+            "stride_qb": q.stride(0),
+            "stride_qn": q.stride(1),
+            "stride_kb": k.stride(0),
+            "stride_kn": k.stride(1),
+            "stride_cos": cos.stride(0),
+            "stride_sin": sin.stride(0),
+            "C": channels,
+            "D": self.head_dim,
+            "WIDTH": width,
+            "num_warps": min(16, max(1, width // 512)),
+        }
+
+
 class Prepared(NamedTuple):
     """w1, w2 and S in the dtype of the tokens; b1 and b2 in one tensor (2 h P·D), and z, in float32."""
 

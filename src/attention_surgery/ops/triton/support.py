@@ -20,7 +20,7 @@ DEGREES = (1, 2, 3)
 
 def unsupported(q: Tensor, phi_q: "FeatureMap", phi_k: "FeatureMap", rate: Rate) -> str | None:
     """Why the kernels cannot take these arguments, which have passed `hybrid.check_tensors`; None if they can."""
-    reason = _device_lacks(q.device.type, q.device.index)
+    reason = device_lacks(q.device.type, q.device.index)
     if reason is not None:
         return reason
     if q.dtype not in DTYPES:
@@ -40,7 +40,8 @@ def unsupported(q: Tensor, phi_q: "FeatureMap", phi_k: "FeatureMap", rate: Rate)
 
 
 @torch.compiler.assume_constant_result
-def _device_lacks(kind: str, index: int | None) -> str | None:
+def device_lacks(kind: str, index: int | None) -> str | None:
+    """Why kernels cannot run on a device; None if they can."""
     return _ask_device(kind, index, os.environ.get("TRITON_INTERPRET") == "1")
 
 
