@@ -1,13 +1,17 @@
-"""Where the operator's time goes on a GPU: kernels of a forward and a training step, work space, and whole times.
+"""Where the time goes on a GPU.
 
-    python benchmarks/profile_kernels.py
+    python benchmarks/profile_kernels.py            # of the operator: kernels, work space, whole times
+    python benchmarks/profile_kernels.py norms      # of QK-norm and RoPE
+    python benchmarks/profile_kernels.py blocks     # of compiled blocks, dense and at R = 8: every kernel
 
-Wan2.1 1.3B at 81×480×832 (32,760 tokens, 12 heads × 128, bfloat16, maps in float32). Every result is first set beside
-the PyTorch path's, at that size. A kernel's time is its sum over one call, in microseconds; a whole time is the median
-of five turns that nobody waits for.
+The operator at the size of Wan2.1 1.3B at 81×480×832 (32,760 tokens, 12 heads × 128, bfloat16, maps in float32), the
+others also at that of Wan2.2 5B at 81×704×1280. Every result of ours is first set beside the PyTorch path's, at that
+size. A kernel's time is its sum over one call, in microseconds; a whole time is the median of five turns that nobody
+waits for.
 """
 
 import statistics
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +21,18 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
 
 from attention_surgery import FeatureMap, hybrid_attention
-from attention_surgery.ops.triton import backward
+from attention_surgery.benchmark.shapes import GPU_SHAPES
+from attention_surgery.benchmark.variants import Variant
+from attention_surgery.benchmark.workloads import (
+    Place,
+    block_calls,
+    build_transformer,
+    first_block_inputs,
+    transformer_inputs,
+    wear,
+)
+from attention_surgery.layers.projections import rotate
+from attention_surgery.ops.triton import backward, operators
 
 TOKENS, HEADS, HEAD_DIM = 32_760, 12, 128
 KERNELS = (
@@ -43,8 +58,8 @@ def milliseconds(step: Callable[[], Any], count: int) -> float:
     return statistics.median(times[1:])
 
 
-def describe_kernels(step: Callable[[], Any], calls: int = 6) -> str:
-    """Microseconds of each kind of kernel in one step, and of all."""
+def kernel_times(step: Callable[[], Any], calls: int = 6) -> dict[str, float]:
+    """Microseconds of each kernel in one step, by name."""
     for _ in range(3):
         step()
     torch.cuda.synchronize()
@@ -52,12 +67,69 @@ def describe_kernels(step: Callable[[], Any], calls: int = 6) -> str:
         for _ in range(calls):
             step()
         torch.cuda.synchronize()
-    times = {event.key: event.self_device_time_total / calls for event in profiler.key_averages()}
+    return {event.key: event.self_device_time_total / calls for event in profiler.key_averages()}
+
+
+def describe_kernels(step: Callable[[], Any]) -> str:
+    """Microseconds of each kind of kernel in one step, and of all."""
+    times = kernel_times(step)
     sums = {name: sum(time for key, time in times.items() if name in key) for name in KERNELS}
     return " ".join(f"{name}={time:.0f}" for name, time in sums.items()) + f" all={sum(times.values()):.0f} us"
 
 
-def main() -> None:
+def distance(ours: Tensor, theirs: Tensor) -> float:
+    """Relative, by the norms of all numbers."""
+    ours, theirs = ours.detach().float(), theirs.detach().float()
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def profile_norms() -> None:
+    """QK-norm and RoPE of q and k, and the gradients: our kernels beside the modules that they stand for."""
+    for tokens, heads in ((TOKENS, HEADS), (18_480, 24)):
+        torch.manual_seed(0)
+        width = heads * HEAD_DIM
+        x = [torch.randn(1, tokens, width, device="cuda", dtype=torch.bfloat16).requires_grad_() for _ in range(2)]
+        weights = [torch.randn(width, device="cuda", dtype=torch.bfloat16).requires_grad_() for _ in range(2)]
+        angles = torch.randn(tokens, HEAD_DIM // 2, device="cuda").repeat_interleave(2, 1)
+        cos, sin = angles.cos(), angles.sin()
+        grads = [torch.randn(1, tokens, heads, HEAD_DIM, device="cuda", dtype=torch.bfloat16) for _ in range(2)]
+
+        def stock(each: Tensor, weight: Tensor, heads: int = heads, cos: Tensor = cos, sin: Tensor = sin) -> Tensor:
+            normed = torch.nn.functional.rms_norm(each, weight.shape, weight, 1e-6)
+            return rotate(normed.unflatten(2, (heads, -1)), cos[None, :, None], sin[None, :, None])
+
+        ours = operators.rotary(*x, *weights, cos, sin, 1e-6, 1e-6)
+        theirs = [stock(each, weight) for each, weight in zip(x, weights, strict=True)]
+        slopes = [torch.autograd.grad(y, [*x, *weights], grads, retain_graph=True) for y in (ours, theirs)]
+        pairs = [*zip(ours, theirs, strict=True), *zip(*slopes, strict=True)]
+        print(f"{tokens} × {width}: beside PyTorch's", *(f"{distance(*pair):.4f}" for pair in pairs))
+        arguments = [each.detach() for each in (*x, *weights, cos, sin)]
+        forward = milliseconds(lambda a=arguments: operators.rotary(*a, 1e-6, 1e-6), 10)
+        both = milliseconds(lambda a=arguments, g=grads: operators.rotary_backward(*g, *a, 1e-6, 1e-6), 10)
+        print(f"{tokens} × {width}: forward {1000 * forward:.1f} us, gradients {1000 * both:.1f} us")
+
+
+def profile_blocks() -> None:
+    """Every kernel of one compiled block, the longest first."""
+    place = Place(torch.device("cuda"), torch.bfloat16)
+    for shape in GPU_SHAPES:
+        if shape.name not in ("wan2.1-1.3b-480p", "wan2.2-5b-704p"):
+            continue
+        model = build_transformer(shape, place, blocks=1)
+        inputs = first_block_inputs(model, transformer_inputs(shape, place))
+        for variant in (
+            Variant(rate=1, kernel="native", compiled=True),
+            Variant(rate=8, kernel="native", backend="triton", compiled=True),
+        ):
+            call = block_calls({variant: wear(model, variant, variant.rate)}, inputs, False)[variant]
+            times = kernel_times(call)
+            print(f"{shape.name}, {variant.name}: {sum(times.values()):.0f} us")
+            for name, time in sorted(times.items(), key=lambda item: -item[1]):
+                if time >= 1:
+                    print(f"  {time:8.1f}  {name[:140]}")
+
+
+def profile_operator() -> None:
     torch.manual_seed(0)
     q, k, v, dy = (
         torch.randn(1, TOKENS, HEADS, HEAD_DIM, device="cuda", dtype=torch.bfloat16) for _ in range(4)
@@ -81,11 +153,9 @@ def main() -> None:
     def dense() -> Tensor:
         return scaled_dot_product_attention(*(x.transpose(1, 2) for x in leaves)).transpose(1, 2)
 
-    print(torch.cuda.get_device_name(), "torch", torch.__version__, "cuDNN", torch.backends.cudnn.version())
     for normalizer in ("mean", "max"):
         pairs = zip(both(8, normalizer), both(8, normalizer, "eager"), strict=True)
-        errors = [float((ours.float() - theirs.float()).norm() / theirs.float().norm()) for ours, theirs in pairs]
-        print(normalizer, "beside the PyTorch path:", *(f"{error:.4f}" for error in errors))
+        print(normalizer, "beside the PyTorch path:", *(f"{distance(*pair):.4f}" for pair in pairs))
     print("forward R=8:", describe_kernels(lambda: bare(8)))
     print("forward + backward R=8:", describe_kernels(lambda: both(8)))
     with torch.no_grad():
@@ -105,6 +175,13 @@ def main() -> None:
         peak = (torch.cuda.max_memory_allocated() - before) / 2**20
         print(f"work space of {tensors} tensors: {milliseconds(lambda: both(8), 5):.3f} ms, peak +{peak:.0f} MiB")
     backward.WORKSPACE_TENSORS = default
+
+
+def main() -> None:
+    parts = {"operator": profile_operator, "norms": profile_norms, "blocks": profile_blocks}
+    (part,) = sys.argv[1:] or ["operator"]
+    print(torch.cuda.get_device_name(), "torch", torch.__version__, "cuDNN", torch.backends.cudnn.version())
+    parts[part]()
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def project_qkv(
     query = attn.norm_q(query).unflatten(2, heads)
     key = attn.norm_k(key).unflatten(2, heads)
     if rotary_emb is not None:
-        query, key = _rotate(query, *rotary_emb), _rotate(key, *rotary_emb)
+        query, key = rotate(query, *rotary_emb), rotate(key, *rotary_emb)
     if query.dtype != value.dtype and torch.is_autocast_enabled(query.device.type):  # norms are float32 there
         query, key = query.type_as(value), key.type_as(value)
     return query, key, value
@@ -72,7 +72,7 @@ def _eps(norm: nn.RMSNorm, x: Tensor) -> float:
     return torch.finfo(x.dtype).eps if norm.eps is None else norm.eps
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary position embedding on interleaved pairs."""
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = cos[..., 0::2], sin[..., 1::2]

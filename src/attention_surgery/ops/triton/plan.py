@@ -72,7 +72,7 @@ class Rotary(NamedTuple):
         return self.cos.shape[1]
 
     def arguments(self) -> dict[str, Any]:
-        """Of the kernels: tensors and strides, constants, warps that hold 16 channels a thread."""
+        """Of the kernels: tensors and strides, constants, warps that hold 32 channels a thread."""
         q, k, cos, sin = (x if x.stride(-1) == 1 else x.contiguous() for x in (self.q, self.k, self.cos, self.sin))
         channels = q.shape[2]
         width = triton.next_power_of_2(channels)
@@ -90,7 +90,7 @@ class Rotary(NamedTuple):
             "C": channels,
             "D": self.head_dim,
             "WIDTH": width,
-            "num_warps": min(16, max(1, width // 512)),
+            "num_warps": min(16, max(1, width // 1024)),
         }
 
 
