@@ -98,7 +98,7 @@ def profile_norms() -> None:
             normed = torch.nn.functional.rms_norm(each, weight.shape, weight, 1e-6)
             return rotate(normed.unflatten(2, (heads, -1)), cos[None, :, None], sin[None, :, None])
 
-        ours = operators.rotary(*x, *weights, cos, sin, 1e-6, 1e-6)
+        ours = operators.Rotated.apply(*x, *weights, cos, sin, 1e-6, 1e-6)
         theirs = [stock(each, weight) for each, weight in zip(x, weights, strict=True)]
         slopes = [torch.autograd.grad(y, [*x, *weights], grads, retain_graph=True) for y in (ours, theirs)]
         pairs = [*zip(ours, theirs, strict=True), *zip(*slopes, strict=True)]

@@ -58,25 +58,35 @@ def test_full_size_is_the_pytorch_path(tokens: int, heads: int, head_dim: int, n
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-@pytest.mark.parametrize(("tokens", "heads"), [(32_760, 12), (18_480, 24), (515, 40), (3, 1)])
-def test_norms_and_rotation_are_those_of_diffusers(tokens: int, heads: int, dtype) -> None:
-    """q and k, and the gradients of all that they are made of, no further from float64 than the modules' own."""
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(("batch", "tokens", "heads"), [(1, 32_760, 12), (1, 18_480, 24), (2, 515, 40), (1, 3, 1)])
+def test_norms_and_rotation_are_those_of_diffusers(batch: int, tokens: int, heads: int, dtype, autocast: bool) -> None:
+    """q and k within twice, the gradients of all that they are made of within three times the error of the modules."""
     torch.manual_seed(0)
     width = heads * 128
     attn = WanAttention(width, heads, 128, processor=WanAttnProcessor()).cuda()
     attn.fused_projections = False
+    if batch > 1:
+        attn.fuse_projections()
     with torch.no_grad():
         for norm in (attn.norm_q, attn.norm_k):
             norm.weight.normal_()
     angles = torch.randn(tokens, 64, device="cuda").repeat_interleave(2, 1)[None, :, None]
-    hidden, grads = torch.randn(1, tokens, width, device="cuda"), torch.randn(2, 1, tokens, heads, 128, device="cuda")
+    hidden = torch.randn(batch, tokens, width, device="cuda")
+    grads = torch.randn(2, batch, heads, tokens, 128, device="cuda").transpose(2, 3)
 
     def results(wide: torch.dtype, backend) -> list[torch.Tensor]:
-        layer, x = copy.deepcopy(attn).to(wide), hidden.to(wide).requires_grad_()
-        q, k, _ = project_qkv(layer, x, (angles.cos(), angles.sin()), backend)
-        assert ("rotary" in type(q.grad_fn).__name__) == (backend == "auto")
-        leaves = [x, layer.norm_q.weight, layer.norm_k.weight, layer.to_q.weight, layer.to_k.bias]
-        return [q.detach(), k.detach(), *torch.autograd.grad([q, k], leaves, [g.to(q.dtype) for g in grads])]
+        narrow = autocast and wide == dtype
+        layer, x = copy.deepcopy(attn), hidden.clone()
+        if not narrow:
+            layer, x = layer.to(wide), x.to(wide)
+        with torch.autocast("cuda", dtype, enabled=narrow and dtype != torch.float32):
+            q, k, v = project_qkv(layer, x.requires_grad_(), (angles.cos(), angles.sin()), backend)
+        assert q.dtype == k.dtype == v.dtype == wide
+        assert ("Rotated" in type(q.grad_fn).__name__) == (backend == "auto")
+        projection = layer.to_qkv if batch > 1 else layer.to_q
+        leaves = [x, layer.norm_q.weight, layer.norm_k.weight, projection.weight, projection.bias]
+        return [q.detach(), k.detach(), *torch.autograd.grad([q, k], leaves, [g.to(wide) for g in grads])]
 
     torch.backends.cuda.matmul.allow_tf32 = False
     fused, plain, oracle = results(dtype, "auto"), results(dtype, "eager"), results(torch.float64, "eager")

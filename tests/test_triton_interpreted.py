@@ -19,6 +19,7 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from micro_wan import micro_transformer
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.nn.modules.module import register_module_forward_hook
 from torch.testing._internal.two_tensor import TwoTensor
 
@@ -546,10 +547,10 @@ def test_norms_and_rotation_are_those_of_diffusers(heads, head_dim, fused) -> No
     hidden, rotary = rotary_inputs(attn, b=2)
     trained = [hidden.requires_grad_(), *(p for p in attn.parameters() if p.requires_grad)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(projections, "takes_kernel", lambda *_: pytest.fail("not the PyTorch path"))
+        patch.setattr(projections, "kernel_lacks", lambda *_: pytest.fail("not the PyTorch path"))
         expected = projections.project_qkv(attn, hidden, rotary, "eager")
     found = projections.project_qkv(attn, hidden, rotary, "triton")
-    assert "rotary" in type(found[0].grad_fn).__name__ and "rotary" not in type(expected[0].grad_fn).__name__
+    assert "Rotated" in type(found[0].grad_fn).__name__ and "Rotated" not in type(expected[0].grad_fn).__name__
     grads = [torch.randn_like(x) for x in expected]
     for got, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
@@ -558,6 +559,55 @@ def test_norms_and_rotation_are_those_of_diffusers(heads, head_dim, fused) -> No
         assert (got is None) == (wanted is None)
         if got is not None:
             torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+@interpreted
+def test_norms_and_rotation_take_every_layout() -> None:
+    """q, k, weights and tables with strides of their own, channels apart, one sample for all, gradients likewise."""
+    from attention_surgery.ops.triton import operators
+
+    torch.manual_seed(0)
+    b, n, h, d = 3, 11, 5, 12
+    of_q, of_k = torch.randn(2 * h * d)[::2].requires_grad_(), torch.randn(h * d).requires_grad_()
+    cos, sin = torch.randn(n, 3 * d)[:, :d], torch.randn(n, d, 2)[:, :, 1]
+    cos[:, 1::2], sin[:, 1::2] = cos[:, ::2].clone(), sin[:, ::2].clone()
+    k = torch.randn(n, b, h * d).transpose(0, 1).requires_grad_()
+    grads = torch.randn(b, h, n, d).transpose(1, 2), torch.randn(1, n, 1, d).expand(b, n, h, d)
+
+    def stock(x, weight, eps):
+        y = torch.nn.functional.rms_norm(x, (h * d,), weight, eps).unflatten(2, (h, d))
+        return projections.rotate(y, cos[None, :, None], sin[None, :, None])
+
+    for q in (
+        torch.randn(b, n, 2 * h * d)[..., h * d :],
+        torch.randn(b, h * d, n).transpose(1, 2),
+        torch.randn(1, n, h * d).expand(b, n, h * d),
+    ):
+        leaves = [q.requires_grad_(), k, of_q, of_k]
+        found = operators.Rotated.apply(*leaves, cos, sin, 1e-3, 0.2)
+        expected = stock(q, of_q, 1e-3), stock(k, of_k, 0.2)
+        slopes = [torch.autograd.grad(y, leaves, grads) for y in (found, expected)]
+        for got, wanted in (*zip(found, expected, strict=True), *zip(*slopes, strict=True)):
+            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+@interpreted
+def test_norms_and_rotation_are_differentiable_once() -> None:
+    """And say so: neither a second derivative nor one in forward mode is zero without a word."""
+    torch.manual_seed(0)
+    attn = WanAttention(64, 2, 32, processor=WanAttnProcessor()).requires_grad_(False)
+    attn.fused_projections = False
+    hidden, rotary = rotary_inputs(attn)
+
+    def run(x):
+        return projections.project_qkv(attn, x, rotary, "triton")[0]
+
+    with pytest.raises(RuntimeError, match=r"jvp|forward"), forward_ad.dual_level():
+        run(forward_ad.make_dual(hidden, torch.ones_like(hidden)))
+    hidden.requires_grad_()
+    (slope,) = torch.autograd.grad(run(hidden).square().sum(), hidden, create_graph=True)
+    with pytest.raises(NotImplementedError, match="differentiable once"):
+        torch.autograd.grad(slope.sum(), hidden)
 
 
 @interpreted
@@ -573,38 +623,59 @@ def test_norms_and_rotation_in_half_precision(autocast) -> None:
     exact = copy.deepcopy(attn).double()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         ours, stock = (projections.project_qkv(attn, hidden, rotary, backend) for backend in ("triton", "eager"))
-    assert "rotary" in type(ours[0].grad_fn).__name__
+    assert "Rotated" in type(ours[0].grad_fn).__name__
     for got, theirs, wanted in zip(ours, stock, projections.project_qkv(exact, hidden.double(), rotary), strict=True):
         assert got.dtype == theirs.dtype == torch.bfloat16
         assert (got - wanted).norm() <= 1.05 * (theirs - wanted).norm()
 
 
 @interpreted
-def test_norms_that_are_more_than_a_weight_are_called() -> None:
+def test_what_the_kernel_for_norms_lacks_is_named_and_the_modules_are_called(caplog) -> None:
     torch.manual_seed(0)
     attn = WanAttention(64, 2, 32, processor=WanAttnProcessor())
     attn.fused_projections = False
     hidden, rotary = rotary_inputs(attn)
     q = attn.to_q(hidden)
+    cos, sin = rotary
     seen = []
 
-    def takes(*, q=q, k=q, rotary=rotary) -> bool:
-        return projections.takes_kernel(attn, q, k, rotary)
+    def lacks(*, q=q, k=None, v=None, rotary=rotary) -> str:
+        value = (q if v is None else v).unflatten(2, (2, -1))
+        return projections.kernel_lacks(attn, q, q if k is None else k, value, rotary) or ""
 
-    assert takes()
-    hook = attn.norm_k.register_forward_hook(lambda module, args, out: seen.append(module))
-    assert not takes()
-    projections.project_qkv(attn, hidden, rotary, "triton")
-    assert seen == [attn.norm_k]
-    hook.remove()
-    assert takes() and not takes(q=q.double(), k=q.double()) and not takes(q=q.bfloat16(), k=q.bfloat16())
-    cos, sin = rotary
-    assert not takes(rotary=(cos[:, 1:], sin[:, 1:])) and not takes(rotary=(cos.clone().requires_grad_(), sin))
+    assert not lacks()
+    assert "no RoPE" in lacks(rotary=None)
+    for other in ({"q": q.double()}, {"k": q.bfloat16()}, {"v": q.bfloat16()}, {"k": q[:, 1:]}):
+        assert "q, k and v are" in lacks(**other), other
+    assert "norm_q is of shape (64,) and torch.float32; q has 64, torch.bfloat16" in lacks(q=q.bfloat16())
+    assert "expected h·d up to" in lacks(q=q[:1, :1].expand(2**16, 1, 64))
+    assert "expected h·d up to" in lacks(q=torch.randn(1, 1, 2 * projections.MAX_CHANNELS))
+    assert "expected h·d up to" in lacks(q=torch.randn(1, 7, 62))  # 31 channels a head
+    assert "cos of RoPE is (1, 6, 1, 32)" in lacks(rotary=(cos[:, 1:], sin))
+    assert "sin of RoPE" in lacks(rotary=(cos, sin.clone().requires_grad_()))
+    assert "one device" in lacks(rotary=(cos, sin.to("meta")))
+    assert "plain tensors" in lacks(rotary=(cos, TwoTensor(sin, sin.clone())))
     plain = attn.norm_q
-    for norm in (torch.nn.LayerNorm(64), torch.nn.RMSNorm(64, elementwise_affine=False), torch.nn.RMSNorm(32)):
+    for norm in (
+        torch.nn.LayerNorm(64),
+        torch.nn.RMSNorm(64, eps=1e-6, elementwise_affine=False),
+        torch.nn.RMSNorm(64),  # whose ε depends on how PyTorch computes it
+    ):
         attn.norm_q = norm
-        assert not takes(), norm
+        assert "norm_q is more than" in lacks(), norm
+    attn.norm_q = torch.nn.RMSNorm(32, eps=1e-6)
+    assert "norm_q is of shape (32,)" in lacks()
     attn.norm_q = plain
+    hook = attn.norm_k.register_forward_hook(lambda module, args, out: seen.append(module))
+    hybrid._log_reason.cache_clear()
+    for _ in range(2):
+        projections.project_qkv(attn, hidden, rotary, "triton")
+    assert seen == [attn.norm_k] * 2
+    assert [record.getMessage() for record in caplog.records] == [
+        "QK-norm with RoPE takes the PyTorch path: norm_k is more than an nn.RMSNorm with a weight and an eps"
+    ]
+    hook.remove()
+    assert not lacks()
     unrotated = projections.project_qkv(attn, hidden, None, "triton")
     assert torch.equal(unrotated[0], plain(q).unflatten(2, (2, 32)))
 
@@ -650,9 +721,7 @@ def test_operators_keep_pytorchs_contract() -> None:
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     fakes = ("test_schema", "test_faketensor")
     opcheck = torch.library.opcheck
-    norms = [torch.randn(32).requires_grad_() for _ in range(2)]
-    rotary = (q.flatten(2), k.flatten(2), *norms, torch.randn(12, 32), torch.randn(12, 32), 1e-6, 1e-6)
-    opcheck(operators.rotary, rotary, test_utils=checks)
+    rotary = (q.flatten(2), k.flatten(2), *torch.randn(2, 32), torch.randn(12, 32), torch.randn(12, 32), 1e-6, 1e-6)
     opcheck(operators.linear_state, (k, v, *parameters, None, 4), test_utils=checks)
     opcheck(operators.merge, (q, v, state, mass, *parameters, 0.1), test_utils=checks)
     opcheck(operators.attend, (q, k[:, ::4], v[:, ::4], state, mass, *parameters, 0.1), test_utils=checks)
@@ -661,6 +730,7 @@ def test_operators_keep_pytorchs_contract() -> None:
         softmax = k[:, ::4].clone(), v[:, ::4].clone()
         arguments = (state, mass, *softmax, k, v, *parameters, None, 4, True)
         opcheck(operators.linear_state_backward, arguments, test_utils=fakes)
+        opcheck(operators.rotary, rotary, test_utils=fakes)
         opcheck(operators.rotary_backward, (q, k, *rotary), test_utils=fakes)
         opcheck(operators.merge_again, (y, q, v, state, mass, *parameters, 0.1), test_utils=fakes)
         opcheck(operators.output_gradient, (v, y, denominator), test_utils=fakes)

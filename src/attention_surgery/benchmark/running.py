@@ -117,11 +117,11 @@ def _least_seconds(case: Case) -> float:
 
 
 def check_rows(rows: Sequence[Row]) -> None:
-    """BenchmarkError, naming each, if something is wrong or a hybrid does not run: no fault of a dense kernel's."""
+    """BenchmarkError, naming each, if something is wrong or a path of ours does not run: a dense kernel may fail."""
     faults = [
         f"{row.level}, {row.shape}, {row.passes}, {row.variant}: {row.status} ({row.note})"
         for row in rows
-        if row.status == "wrong" or (row.status == "does not run" and row.rate != "1")
+        if row.status == "wrong" or (row.status == "does not run" and (row.rate != "1" or row.backend))
     ]
     if faults:
         raise BenchmarkError(f"{len(faults)} rows were not measured for a fault:\n" + "\n".join(faults))

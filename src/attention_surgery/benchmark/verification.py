@@ -51,7 +51,7 @@ def verify(variant: Variant, shape: Shape, place: Place, *, model: bool) -> Verd
     try:
         worst = check(variant, shape, place)
     except Exception as error:  # named in the table; a hybrid that does not run ends the command with an error
-        if not variant.dense:
+        if not variant.stock:
             _log.warning("%s does not run in the check", variant.name, exc_info=error)
         return Verdict("does not run", describe_error(error))
     if worst <= 1:

@@ -16,7 +16,7 @@ Sink = Callable[[int, Tensor, Tensor, Tensor, Tensor], None]
 
 
 class CaptureAttnProcessor(WanAttnProcessor):
-    """The stock self-attention, which also hands what goes in and comes out to a sink."""
+    """The stock self-attention, up to rounding; it also hands what goes in and comes out to a sink."""
 
     def __init__(self, block: int, sink: Sink) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ def self_attention(model: WanTransformer3DModel, block: int) -> Any:
 
 @contextmanager
 def capture(model: WanTransformer3DModel, blocks: Iterable[int], sink: Sink) -> Iterator[None]:
-    """Within the context the self-attention of each of `blocks` reports to `sink`; its results are unchanged."""
+    """Within the context the self-attention of each of `blocks` reports to `sink`; results change by rounding alone."""
     layers = {block: self_attention(model, block) for block in blocks}
     before = {block: layer.processor for block, layer in layers.items()}
     try:

@@ -14,8 +14,9 @@ from .projections import Rotary, project_qkv
 class HybridAttnProcessor(nn.Module):
     """Takes the place of diffusers' `WanAttnProcessor` in `attn1`; owns φ_q and φ_k, so its keys are the whole delta.
 
-    Projections, QK-norm, RoPE and output projection are the attention layer's own, in the stock order; q and k enter
-    the operator after RoPE. With `enabled = False` the layer is the softmax layer that it was.
+    Projections, QK-norm, RoPE and output projection are the attention layer's own, in the stock order; where a kernel
+    can stand for norms and RoPE it does (`project_qkv`). q and k enter the operator after RoPE. With `enabled = False`
+    the layer is the softmax layer that it was, up to rounding.
 
     Context parallelism splits the tokens over devices, which the strided softmax set and the linear state do not
     support: setting `_parallel_config` makes the next forward raise ModelError.

@@ -1,15 +1,20 @@
 """q, k and v of a Wan self-attention layer, as diffusers computes them: projections, QK-norm, RoPE."""
 
+from typing import Any
+
 import torch
 from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor, nn
 
-from ..ops.hybrid import Backend
+from ..ops.hybrid import Backend, log_once
 from ..ops.plain import is_plain, keeps_dtype
 from ..ops.triton.support import DTYPES, device_lacks
 
 MAX_CHANNELS = 2**13
 """Of a token, that the kernel holds in registers."""
+
+MAX_BATCH = 2**16 - 1
+"""Of a grid's second axis."""
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines of RoPE's angles, 1 n 1 d, each value twice."""
@@ -20,8 +25,9 @@ def project_qkv(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """q, k, v of the self-attention layer `attn` after QK-norm and RoPE, each b n h d.
 
-    On a GPU one kernel normalizes and rotates q and k, in float32, unless `backend` is "eager" or a norm is more than a
-    plain `nn.RMSNorm`. Otherwise the layer's modules are called, in the stock order.
+    On a GPU one kernel normalizes and rotates q and k, in float32, unless `backend` is "eager" or the kernel lacks what
+    is asked for, which the log then names once. Otherwise the layer's modules are called, in the stock order. The
+    kernel is differentiable once, and not in forward mode.
     """
     if attn.fused_projections:
         query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
@@ -30,13 +36,17 @@ def project_qkv(
     heads = (attn.heads, -1)
     value = value.unflatten(2, heads)
     wanted = backend == "triton" or (backend == "auto" and query.is_cuda)
-    if wanted and rotary_emb is not None and takes_kernel(attn, query, key, rotary_emb):
-        from ..ops.triton import operators  # Triton is optional, and heavy to import
+    if wanted and device_lacks(query.device.type, query.device.index) is None:
+        reason = kernel_lacks(attn, query, key, value, rotary_emb)
+        if reason is None and rotary_emb is not None:
+            from ..ops.triton import operators  # Triton is optional, and heavy to import
 
-        cos, sin = (table[0, :, 0] for table in rotary_emb)
-        weights = attn.norm_q.weight, attn.norm_k.weight
-        query, key = operators.rotary(query, key, *weights, cos, sin, _eps(attn.norm_q, query), _eps(attn.norm_k, key))
-        return query, key, value
+            cos, sin = (table[0, :, 0] for table in rotary_emb)
+            norms: tuple[Any, Any] = attn.norm_q, attn.norm_k
+            weights, eps = [norm.weight for norm in norms], [norm.eps for norm in norms]
+            query, key = operators.Rotated.apply(query, key, *weights, cos, sin, *eps)
+            return query, key, value
+        log_once(reason or "", "QK-norm with RoPE")
     query = attn.norm_q(query).unflatten(2, heads)
     key = attn.norm_k(key).unflatten(2, heads)
     if rotary_emb is not None:
@@ -46,30 +56,31 @@ def project_qkv(
     return query, key, value
 
 
-def takes_kernel(attn: WanAttention, query: Tensor, key: Tensor, rotary_emb: Rotary) -> bool:
-    """Whether QK-norm and rotation of `query` and `key` (b n h·d) can be the kernel's."""
-    (b, n, channels), (cos, sin) = query.shape, rotary_emb
-    head_dim = channels // attn.heads
-    if device_lacks(query.device.type, query.device.index) is not None:
-        return False
-    if not all(type(x) is Tensor and x.dtype in DTYPES and x.device == query.device for x in (query, key, cos, sin)):
-        return False
-    if key.shape != query.shape or key.dtype != query.dtype or head_dim % 2 or channels > MAX_CHANNELS:
-        return False
-    if any(x.shape != (1, n, 1, head_dim) or x.requires_grad for x in (cos, sin)) or b > 2**16 - 1:
-        return False
-    norms = (attn.norm_q, attn.norm_k)
-    return all(
-        is_plain(norm, nn.RMSNorm)
-        and norm.weight is not None
-        and norm.normalized_shape == (channels,)
-        and keeps_dtype(norm, query)
-        for norm in norms
-    )
-
-
-def _eps(norm: nn.RMSNorm, x: Tensor) -> float:
-    return torch.finfo(x.dtype).eps if norm.eps is None else norm.eps
+def kernel_lacks(
+    attn: WanAttention, query: Tensor, key: Tensor, value: Tensor, rotary_emb: Rotary | None
+) -> str | None:
+    """Why the kernel cannot normalize and rotate `query` and `key` (b n h·d); None if it can."""
+    if rotary_emb is None:
+        return "there is no RoPE"
+    (b, n, channels), head_dim = query.shape, value.shape[3]
+    if key.shape != query.shape or not query.dtype == key.dtype == value.dtype or query.dtype not in DTYPES:
+        return f"q, k and v are {query.dtype}, {key.dtype} and {value.dtype}; expected one shape, and one of {DTYPES}"
+    if head_dim % 2 or channels > MAX_CHANNELS or b > MAX_BATCH:
+        return f"b n h·d is {tuple(query.shape)}; expected h·d up to {MAX_CHANNELS}, d even and b up to {MAX_BATCH}"
+    for name, table in zip(("cos", "sin"), rotary_emb, strict=True):
+        if table.shape != (1, n, 1, head_dim) or table.dtype not in DTYPES or table.requires_grad:
+            return f"{name} of RoPE is {tuple(table.shape)}, {table.dtype}; expected 1 n 1 d without a gradient"
+    for name, norm in {"norm_q": attn.norm_q, "norm_k": attn.norm_k}.items():
+        if not is_plain(norm, nn.RMSNorm) or norm.weight is None or norm.eps is None:
+            return f"{name} is more than an nn.RMSNorm with a weight and an eps"
+        if norm.normalized_shape != (channels,) or not keeps_dtype(norm, query):
+            return (
+                f"{name} is of shape {norm.normalized_shape} and {norm.weight.dtype}; q has {channels}, {query.dtype}"
+            )
+    tensors = (query, key, value, *rotary_emb, attn.norm_q.weight, attn.norm_k.weight)
+    if not all(type(x) in (Tensor, nn.Parameter) and x.device == query.device for x in tensors):
+        return "not all are plain tensors on one device"
+    return None
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

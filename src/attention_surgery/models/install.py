@@ -74,7 +74,10 @@ def uninstall_(model: WanTransformer3DModel) -> None:
 
 @contextmanager
 def disabled(model: WanTransformer3DModel) -> Iterator[None]:
-    """Within the context every hybrid layer of `model` is the softmax layer that it was, on the current weights."""
+    """Within the context every hybrid layer of `model` is the softmax layer that it was, on the current weights.
+
+    Up to rounding: norms and RoPE stay a kernel's, where they are.
+    """
     processors = list(hybrid_processors(model).values())
     if not processors:
         raise ModelError(f"{type(model).__name__} has no hybrid layer to disable; convert_ it first")

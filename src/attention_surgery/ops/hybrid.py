@@ -90,14 +90,14 @@ def hybrid_attention(
 
 
 @torch.compiler.assume_constant_result
-def log_once(reason: str) -> None:
-    """Name, once per reason and process, why a GPU takes the PyTorch path."""
-    _log_reason(reason)
+def log_once(reason: str, what: str = "hybrid attention") -> None:
+    """Name, once per reason and process, why a GPU takes the PyTorch path for `what`."""
+    _log_reason(reason, what)
 
 
 @cache
-def _log_reason(reason: str) -> None:
-    _log.warning("hybrid attention takes the PyTorch path: %s", reason)
+def _log_reason(reason: str, what: str) -> None:
+    _log.warning("%s takes the PyTorch path: %s", what, reason)
 
 
 def check_tensors(q: Tensor, k: Tensor, v: Tensor, phi_q: "FeatureMap", phi_k: "FeatureMap") -> None:

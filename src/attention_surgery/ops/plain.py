@@ -20,7 +20,7 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     other = module.forward.__func__ is not kind.forward
     if other or _has_any_global_hook() or any(getattr(module, name) for name in HOOKS):
         return False
-    return all(type(x) in (nn.Parameter, Tensor) for x in module._parameters.values() if x is not None)
+    return all(type(x) in (nn.Parameter, Tensor) for x in _parameters(module))
 
 
 def keeps_dtype(module: nn.Module, x: Tensor) -> bool:
@@ -28,4 +28,9 @@ def keeps_dtype(module: nn.Module, x: Tensor) -> bool:
     kind = x.device.type
     if torch.is_autocast_enabled(kind):
         return x.dtype == torch.get_autocast_dtype(kind)
-    return all(parameter.dtype == x.dtype for parameter in module._parameters.values() if parameter is not None)
+    return all(parameter.dtype == x.dtype for parameter in _parameters(module))
+
+
+def _parameters(module: nn.Module) -> list[Tensor]:
+    """Weight and bias, also where a wrapper keeps them as plain attributes."""
+    return [x for x in (getattr(module, name, None) for name in ("weight", "bias")) if x is not None]

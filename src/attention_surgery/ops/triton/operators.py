@@ -1,9 +1,9 @@
 """The kernels as PyTorch operators: fake implementations, autograd and FLOP formulas, so that compilers see through.
 
-`attention_surgery::merge` and `::attend` are differentiable, `::linear_state` is within `LinearTokens`; `Queries` and
-`Merged` or `Projected` share out the gradients of a merge behind a differentiable softmax part. All gradients are
-operators too. FLOPs are two per multiply-add of the matrix products of Eq. 5; a backward counts φ and the scores once
-more, as recomputed.
+`attention_surgery::merge` and `::attend` are differentiable, `::rotary` is within `Rotated` and `::linear_state` within
+`LinearTokens`; `Queries` and `Merged` or `Projected` share out the gradients of a merge behind a differentiable softmax
+part. All gradients are operators too. FLOPs are two per multiply-add of the matrix products of Eq. 5; a backward counts
+φ and the scores once more, as recomputed.
 """
 
 from collections.abc import Callable
@@ -74,18 +74,6 @@ def rotary_backward(
 def _(q_grad, k_grad, q, k, weight_q, weight_k, cos, sin, eps_q, eps_k):
     weights = (x.new_empty(x.shape, dtype=torch.float32) for x in (weight_q, weight_k))
     return q.new_empty(q.shape), k.new_empty(k.shape), *weights
-
-
-def _keep_rotary(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.eps_q, ctx.eps_k = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _rotary_backward(ctx: Any, q_grad: Tensor, k_grad: Tensor) -> tuple[Any, ...]:
-    return *rotary_backward(q_grad, k_grad, *ctx.saved_tensors, ctx.eps_q, ctx.eps_k), *[None] * 4
-
-
-torch.library.register_autograd(rotary.name(), _rotary_backward, setup_context=_keep_rotary)
 
 
 @operator
@@ -203,6 +191,23 @@ def _(q, k, v, scaled, delta, top, linear_grad):
 
 def _fake_map_gradients(weights: bool, *parameters: Tensor) -> list[Tensor]:
     return [p.new_empty(p.shape if weights else (0,), dtype=torch.float32) for p in parameters]
+
+
+class Rotated(torch.autograd.Function):
+    """`rotary`. A function of autograd refuses forward-mode differentiation, where an operator would give zeros."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, q: Tensor, k: Tensor, weight_q: Tensor, weight_k: Tensor, cos: Tensor, sin: Tensor, eps_q: float,
+        eps_k: float,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        ctx.save_for_backward(q, k, weight_q, weight_k, cos, sin)
+        ctx.eps = eps_q, eps_k
+        return rotary(q, k, weight_q, weight_k, cos, sin, eps_q, eps_k)
+
+    @staticmethod
+    def backward(ctx: Any, q_grad: Tensor, k_grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return *rotary_backward(q_grad, k_grad, *ctx.saved_tensors, *ctx.eps), *[None] * 4
 
 
 class LinearTokens(torch.autograd.Function):
@@ -345,6 +350,7 @@ def _refuse(*_: Any) -> Any:
 
 
 for each in (
+    rotary,
     rotary_backward,
     linear_state,
     linear_state_backward,

@@ -104,7 +104,7 @@ def rotary_gradient_kernel(
 ):  # fmt: skip
     """dq or dk of every so-manieth of the b · n = `count` tokens, and a share of that weight's (shares 2 c).
 
-    All but q and k are dense. Grid: (shares, 2): q, k.
+    q, k and the tables may be strided, all else is dense. Grid: (shares, 2): q, k.
     """
     if tl.program_id(1) == 0:
         _gradient(
