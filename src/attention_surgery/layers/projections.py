@@ -38,7 +38,9 @@ def project_qkv(
     wanted = backend == "triton" or (backend == "auto" and query.is_cuda)
     if wanted and device_lacks(query.device.type, query.device.index) is None:
         reason = kernel_lacks(attn, query, key, value, rotary_emb)
-        if reason is None and rotary_emb is not None:
+        if reason is not None:
+            log_once(reason, "QK-norm with RoPE")
+        elif rotary_emb is not None:
             from ..ops.triton import operators  # Triton is optional, and heavy to import
 
             cos, sin = (table[0, :, 0] for table in rotary_emb)
@@ -46,7 +48,6 @@ def project_qkv(
             weights, eps = [norm.weight for norm in norms], [norm.eps for norm in norms]
             query, key = operators.Rotated.apply(query, key, *weights, cos, sin, *eps)
             return query, key, value
-        log_once(reason or "", "QK-norm with RoPE")
     query = attn.norm_q(query).unflatten(2, heads)
     key = attn.norm_k(key).unflatten(2, heads)
     if rotary_emb is not None:
