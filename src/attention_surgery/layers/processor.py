@@ -8,7 +8,7 @@ from ..ops.hybrid import Backend, hybrid_attention
 from ..ops.tokens import Grid
 from ..rates import Normalizer, Pattern, Rate
 from .feature_map import FeatureMap
-from .projections import Rotary, project_qkv
+from .projections import RotaryEmb, project_qkv
 
 
 class HybridAttnProcessor(nn.Module):
@@ -52,7 +52,7 @@ class HybridAttnProcessor(nn.Module):
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        rotary_emb: Rotary | None = None,
+        rotary_emb: RotaryEmb | None = None,
     ) -> Tensor:
         """Self-attention on `hidden_states` (b n h·d) of the layer `attn`; returns b n h·d."""
         if encoder_hidden_states is not None or attention_mask is not None:

@@ -16,12 +16,12 @@ MAX_CHANNELS = 2**13
 MAX_BATCH = 2**16 - 1
 """Of a grid's second axis."""
 
-Rotary = tuple[Tensor, Tensor]
+RotaryEmb = tuple[Tensor, Tensor]
 """Cosines and sines of RoPE's angles, 1 n 1 d, each value twice."""
 
 
 def project_qkv(
-    attn: WanAttention, hidden_states: Tensor, rotary_emb: Rotary | None, backend: Backend = "auto"
+    attn: WanAttention, hidden_states: Tensor, rotary_emb: RotaryEmb | None, backend: Backend = "auto"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """q, k, v of the self-attention layer `attn` after QK-norm and RoPE, each b n h d.
 
@@ -58,14 +58,16 @@ def project_qkv(
 
 
 def kernel_lacks(
-    attn: WanAttention, query: Tensor, key: Tensor, value: Tensor, rotary_emb: Rotary | None
+    attn: WanAttention, query: Tensor, key: Tensor, value: Tensor, rotary_emb: RotaryEmb | None
 ) -> str | None:
     """Why the kernel cannot normalize and rotate `query` and `key` (b n h·d); None if it can."""
     if rotary_emb is None:
         return "there is no RoPE"
     (b, n, channels), head_dim = query.shape, value.shape[3]
-    if key.shape != query.shape or not query.dtype == key.dtype == value.dtype or query.dtype not in DTYPES:
-        return f"q, k and v are {query.dtype}, {key.dtype} and {value.dtype}; expected one shape, and one of {DTYPES}"
+    if key.shape != query.shape:
+        return f"k is {tuple(key.shape)}; expected {tuple(query.shape)}, as q"
+    if not query.dtype == key.dtype == value.dtype or query.dtype not in DTYPES:
+        return f"q, k and v are {query.dtype}, {key.dtype} and {value.dtype}; expected one of {DTYPES} for all"
     if head_dim % 2 or channels > MAX_CHANNELS or b > MAX_BATCH:
         return f"b n h·d is {tuple(query.shape)}; expected h·d up to {MAX_CHANNELS}, d even and b up to {MAX_BATCH}"
     for name, table in zip(("cos", "sin"), rotary_emb, strict=True):
@@ -80,12 +82,12 @@ def kernel_lacks(
             )
     tensors = (query, key, value, *rotary_emb, attn.norm_q.weight, attn.norm_k.weight)
     if not all(type(x) in (Tensor, nn.Parameter) and x.device == query.device for x in tensors):
-        return "not all are plain tensors on one device"
+        return f"q, k, v, RoPE and norms are not all plain tensors on {query.device}"
     return None
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding on interleaved pairs."""
+    """Rotary position embedding on interleaved pairs: `x` b n h d, `cos` and `sin` 1 n 1 d, each value twice."""
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = cos[..., 0::2], sin[..., 1::2]
     out = x.new_empty(x.shape)
