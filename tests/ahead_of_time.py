@@ -244,5 +244,6 @@ def launch_rotary(channels: int, head_dim: int, *, n: int = 4096, dtype: torch.d
     q, k, weight_q, weight_k = (torch.empty(*size, channels, dtype=dtype) for size in ((1, n), (1, n), (), ()))
     rotary = Rotary(q, k, weight_q, weight_k, torch.empty(n, head_dim), torch.empty(n, head_dim), 1e-6, 1e-6)
     forward.rotary(rotary)
+    forward.rotary_of_k(k, weight_k, rotary.cos, rotary.sin, 1e-6)
     grad = q.unflatten(2, (-1, head_dim))
     backward.rotary_gradients(grad, grad, rotary)

@@ -7,6 +7,7 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 
 from attention_surgery import FeatureMap, hybrid_attention
+from attention_surgery.layers.processor import HybridAttnProcessor
 from attention_surgery.layers.projections import project_qkv
 from attention_surgery.ops import naive
 
@@ -81,7 +82,7 @@ def test_norms_and_rotation_are_those_of_diffusers(batch: int, tokens: int, head
         if not narrow:
             layer, x = layer.to(wide), x.to(wide)
         with torch.autocast("cuda", dtype, enabled=narrow and dtype != torch.float32):
-            q, k, v = project_qkv(layer, x.requires_grad_(), (angles.cos(), angles.sin()), backend)
+            q, k, v, _ = project_qkv(layer, x.requires_grad_(), (angles.cos(), angles.sin()), backend)
         assert q.dtype == k.dtype == v.dtype == wide
         assert ("Rotated" in type(q.grad_fn).__name__) == (backend == "auto")
         projection = layer.to_qkv if batch > 1 else layer.to_q
@@ -94,6 +95,41 @@ def test_norms_and_rotation_are_those_of_diffusers(batch: int, tokens: int, head
     for i, (ours, theirs, true) in enumerate(zip(fused, plain, oracle, strict=True)):
         error, allowed = ((x.double() - true).norm() / true.norm() for x in (ours, theirs))
         assert error <= (3 if i > 1 else 2) * (allowed + floor), i
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("rate", "pattern"), [(8, "stride"), (2, "staggered"), ("linear", "stride")])
+def test_a_layer_is_the_pytorch_path(rate, pattern, compiled: bool) -> None:
+    """Output within twice, gradients within three times the error of the PyTorch path; keys are not kept."""
+    torch.manual_seed(0)
+    heads, tokens = 4, 3000
+    attn = WanAttention(heads * 128, heads, 128, processor=WanAttnProcessor()).cuda()
+    attn.fused_projections = False
+    attn.set_processor(HybridAttnProcessor(heads, 128, rate=rate, pattern=pattern).cuda())
+    angles = torch.randn(tokens, 64, device="cuda").repeat_interleave(2, 1)[None, :, None]
+    hidden, grad = torch.randn(2, 1, tokens, heads * 128, device="cuda")
+
+    def results(dtype: torch.dtype, backend: str) -> tuple[list[torch.Tensor], int]:
+        layer, x = copy.deepcopy(attn).to(dtype), hidden.to(dtype).requires_grad_()
+        layer.processor.backend = backend
+        run = torch.compile(layer, fullgraph=True) if compiled and backend == "triton" else layer
+        run(x, rotary_emb=(angles.cos(), angles.sin()))  # libraries take their work space at the first call
+        before = torch.cuda.memory_allocated()
+        y = run(x, rotary_emb=(angles.cos(), angles.sin()))
+        kept = torch.cuda.memory_allocated() - before
+        leaves = [x, *(parameter for parameter in layer.parameters() if parameter.requires_grad)]
+        return [y.detach(), *torch.autograd.grad(y, leaves, grad.to(dtype))], kept
+
+    (fused, kept), (plain, _), (oracle, _) = (
+        results(torch.bfloat16, "triton"), results(torch.bfloat16, "eager"), results(torch.float64, "eager")
+    )  # fmt: skip
+    for i, (ours, theirs, true) in enumerate(zip(fused, plain, oracle, strict=True)):
+        error, allowed = ((x.double() - true).norm() / true.norm() for x in (ours, theirs))
+        assert error <= (3 if i else 2) * allowed, i
+    each = hidden.numel() * 2
+    copied = {"linear": 0, 8: 1 / 8, 2: 2 / 2}[rate]  # softmax tokens: of k, and of v where they are gathered
+    # q, k and v as projected, q as rotated, the softmax part's output or what is projected, the layer's output
+    assert 5.5 <= kept / each - copied <= 6.5
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)

@@ -475,6 +475,64 @@ def test_input_of_the_output_projection_is_computed_again(compiler, bias) -> Non
 
 
 @interpreted
+@pytest.mark.parametrize(
+    ("rate", "normalizer", "pattern", "compiler"),
+    [
+        (4, "mean", "stride", None),
+        (4, "mean", "stride", "aot_eager_decomp_partition"),
+        (3, "max", "stride", None),
+        (4, "mean", "staggered", None),
+        ("linear", "mean", "stride", None),
+    ],
+)
+def test_keys_are_made_again(rate, normalizer, pattern, compiler) -> None:
+    """The same output and gradients; of k after QK-norm and RoPE only the softmax tokens are kept for the backward."""
+    from attention_surgery.ops.triton import operators
+
+    q, x, v, dy, phis = inputs(11, h=1)
+    b, n, h, d = q.shape
+    weight, other = torch.randn(2, h * d)
+    cos, sin = torch.randn(2, n, d // 2).repeat_interleave(2, 2)
+    options = {"rate": rate, "normalizer": normalizer, "pattern": pattern, "backend": "triton"}
+
+    def run(q, x, v, weight, other, *, again):
+        q, x = 1.5 * q.flatten(2), 1.5 * x.flatten(2)  # products, so that none is an input that lives anyway
+        source = hybrid.KeySource(x, weight, cos, sin, 0.1) if again else None
+        q, k = operators.Rotated.apply(q, x, other, weight, cos, sin, 0.2, 0.1)
+        return asg.hybrid_attention(q, k, 1.5 * v, *phis, **options, key_source=source)
+
+    results = []
+    for again in (False, True):
+        leaves = [each.clone().requires_grad_() for each in (q, x, v, weight, other)]
+        op = functools.partial(run, again=again)
+        y, kept = kept_for_the_backward(torch.compile(op, fullgraph=True, backend=compiler) if compiler else op, leaves)
+        trained = [*leaves, *phis[0].parameters(), *phis[1].parameters()]
+        results.append(([y, *torch.autograd.grad(y, trained, dy)], kept))
+    (expected, kept_whole), (found, kept_again) = results
+    for got, wanted in zip(found, expected, strict=True):
+        assert torch.equal(got, wanted)
+    copied = -(-n // rate) if pattern == "stride" and rate != "linear" else 0  # gathered tokens are a copy anyway
+    assert kept_whole - kept_again == 4 * b * h * d * (n - copied)
+
+
+@interpreted
+def test_a_source_of_keys_that_does_not_fit_is_named() -> None:
+    q, k, v, _, phis = inputs(12)
+    (_, n, h, d), flat = k.shape, k.flatten(2)
+    weight, cos = torch.randn(h * d), torch.randn(n, d)
+    whole = hybrid.KeySource(flat, weight, cos, cos, 1e-6)
+    for field, wrong, message in (
+        ("k", k, r"k of key_source is \(1, 12, 2, 32\) on cpu; expected \(1, 12, 64\) on cpu"),
+        ("k", flat.double(), "k of key_source is torch.float64; expected torch.float32, as k"),
+        ("weight", weight[1:], r"weight of key_source is \(63,\) on cpu; expected \(64,\)"),
+        ("cos", cos[1:], r"cos of key_source is \(11, 32\) on cpu; expected \(12, 32\)"),
+        ("sin", cos.to("meta"), r"sin of key_source is \(12, 32\) on meta; expected \(12, 32\) on cpu"),
+    ):
+        with pytest.raises(TensorError, match=message):
+            asg.hybrid_attention(q, k, v, *phis, rate=4, key_source=whole._replace(**{field: wrong}))
+
+
+@interpreted
 def test_projections_that_are_more_than_two_parameters_are_called() -> None:
     """Hooks, adapters and another `forward` see the merged tokens; a frozen weight and half precision do not matter."""
     from attention_surgery.ops.triton import path
@@ -537,7 +595,9 @@ def rotary_inputs(attn, *, b=1, n=7, dtype=torch.float32):
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize(("heads", "head_dim"), [(2, 32), (3, 24), (5, 128)])
 def test_norms_and_rotation_are_those_of_diffusers(heads, head_dim, fused) -> None:
-    """q, k and v, and the gradients of all that they are made of."""
+    """q, k and v, k made again, and the gradients of all that they are made of."""
+    from attention_surgery.ops.triton import operators
+
     torch.manual_seed(0)
     attn = WanAttention(heads * head_dim, heads, head_dim, processor=WanAttnProcessor())
     attn.fused_projections = False
@@ -548,8 +608,10 @@ def test_norms_and_rotation_are_those_of_diffusers(heads, head_dim, fused) -> No
     trained = [hidden.requires_grad_(), *(p for p in attn.parameters() if p.requires_grad)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(projections, "kernel_lacks", lambda *_: pytest.fail("not the PyTorch path"))
-        expected = projections.project_qkv(attn, hidden, rotary, "eager")
-    found = projections.project_qkv(attn, hidden, rotary, "triton")
+        *expected, no_source = projections.project_qkv(attn, hidden, rotary, "eager")
+    *found, source = projections.project_qkv(attn, hidden, rotary, "triton")
+    again = operators.rotary_again(hidden, *source)
+    assert no_source is None and torch.equal(again, found[1])
     assert "Rotated" in type(found[0].grad_fn).__name__ and "Rotated" not in type(expected[0].grad_fn).__name__
     grads = [torch.randn_like(x) for x in expected]
     for got, wanted in zip(found, expected, strict=True):
@@ -622,9 +684,10 @@ def test_norms_and_rotation_in_half_precision(autocast) -> None:
         attn.bfloat16()
     exact = copy.deepcopy(attn).double()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        ours, stock = (projections.project_qkv(attn, hidden, rotary, backend) for backend in ("triton", "eager"))
+        ours, stock = (projections.project_qkv(attn, hidden, rotary, backend)[:3] for backend in ("triton", "eager"))
     assert "Rotated" in type(ours[0].grad_fn).__name__
-    for got, theirs, wanted in zip(ours, stock, projections.project_qkv(exact, hidden.double(), rotary), strict=True):
+    exactly = projections.project_qkv(exact, hidden.double(), rotary)[:3]
+    for got, theirs, wanted in zip(ours, stock, exactly, strict=True):
         assert got.dtype == theirs.dtype == torch.bfloat16
         assert (got - wanted).norm() <= 1.05 * (theirs - wanted).norm()
 
@@ -733,6 +796,7 @@ def test_operators_keep_pytorchs_contract() -> None:
         opcheck(operators.linear_state_backward, arguments, test_utils=fakes)
         opcheck(operators.rotary, rotary, test_utils=fakes)
         opcheck(operators.rotary_backward, (q, k, *rotary), test_utils=fakes)
+        opcheck(operators.rotary_again, (state, *rotary[1:2], *rotary[3:6], 1e-6), test_utils=fakes)
         opcheck(operators.merge_again, (y, q, v, state, mass, *parameters, 0.1), test_utils=fakes)
         opcheck(operators.output_gradient, (v, y, denominator), test_utils=fakes)
         for soft in (None, v):

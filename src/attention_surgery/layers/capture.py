@@ -30,7 +30,7 @@ class CaptureAttnProcessor(WanAttnProcessor):
         attention_mask: Tensor | None = None,
         rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        q, k, v = project_qkv(attn, hidden_states, rotary_emb)
+        q, k, v, _ = project_qkv(attn, hidden_states, rotary_emb)
         y = softmax_attention(q, k, v, self._attention_backend)
         self.sink(self.block, q, k, v, y)
         out = attn.to_out[0](y.flatten(2, 3).type_as(q))

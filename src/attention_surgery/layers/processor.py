@@ -61,7 +61,7 @@ class HybridAttnProcessor(nn.Module):
             raise ModelError(
                 "hybrid attention does not run under context parallelism; call revert_(model) or use one device"
             )
-        q, k, v = project_qkv(attn, hidden_states, rotary_emb, self.backend)
+        q, k, v, key_source = project_qkv(attn, hidden_states, rotary_emb, self.backend)
         out = hybrid_attention(
             q,
             k,
@@ -75,6 +75,7 @@ class HybridAttnProcessor(nn.Module):
             backend=self.backend,
             attention_backend=self._attention_backend,
             projection=attn.to_out[0],
+            key_source=key_source,
         )
         return attn.to_out[1](out)
 

@@ -6,7 +6,7 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor, nn
 
-from ..ops.hybrid import Backend, log_once
+from ..ops.hybrid import Backend, KeySource, log_once
 from ..ops.plain import is_plain, keeps_dtype
 from ..ops.triton.support import DTYPES, device_lacks
 
@@ -22,12 +22,12 @@ RotaryEmb = tuple[Tensor, Tensor]
 
 def project_qkv(
     attn: WanAttention, hidden_states: Tensor, rotary_emb: RotaryEmb | None, backend: Backend = "auto"
-) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v of the self-attention layer `attn` after QK-norm and RoPE, each b n h d.
+) -> tuple[Tensor, Tensor, Tensor, KeySource | None]:
+    """q, k, v of the self-attention layer `attn` after QK-norm and RoPE, each b n h d; and what the kernel made k of.
 
     On a GPU one kernel normalizes and rotates q and k, in float32, unless `backend` is "eager" or the kernel lacks what
-    is asked for, which the log then names once. Otherwise the layer's modules are called, in the stock order. The
-    kernel is differentiable once, and not in forward mode.
+    is asked for, which the log then names once. Otherwise the layer's modules are called, in the stock order, and there
+    is no source of k. The kernel is differentiable once, and not in forward mode.
     """
     if attn.fused_projections:
         query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
@@ -46,15 +46,16 @@ def project_qkv(
             cos, sin = (table[0, :, 0] for table in rotary_emb)
             norms: tuple[Any, Any] = attn.norm_q, attn.norm_k
             weights, eps = [norm.weight for norm in norms], [norm.eps for norm in norms]
+            source = KeySource(key, weights[1], cos, sin, eps[1])
             query, key = operators.Rotated.apply(query, key, *weights, cos, sin, *eps)
-            return query, key, value
+            return query, key, value, source
     query = attn.norm_q(query).unflatten(2, heads)
     key = attn.norm_k(key).unflatten(2, heads)
     if rotary_emb is not None:
         query, key = rotate(query, *rotary_emb), rotate(key, *rotary_emb)
     if query.dtype != value.dtype and torch.is_autocast_enabled(query.device.type):  # norms are float32 there
         query, key = query.type_as(value), key.type_as(value)
-    return query, key, value
+    return query, key, value, None
 
 
 def kernel_lacks(

@@ -2,7 +2,7 @@
 
 import logging
 from functools import cache
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,16 @@ Backend = Literal["auto", "eager", "triton"]
 _log = logging.getLogger("attention_surgery")
 
 
+class KeySource(NamedTuple):
+    """What QK-norm and RoPE make k of: k before them, b n h·d, the norm's weight h·d, RoPE's cos and sin n d, and ε."""
+
+    k: Tensor
+    weight: Tensor
+    cos: Tensor
+    sin: Tensor
+    eps: float
+
+
 def hybrid_attention(
     q: Tensor,
     k: Tensor,
@@ -35,6 +45,7 @@ def hybrid_attention(
     backend: Backend = "auto",
     attention_backend: str | None = None,
     projection: nn.Module | None = None,
+    key_source: KeySource | None = None,
 ) -> Tensor:
     """Softmax attention on every R-th token and learned linear attention on the rest (Eq. 5).
 
@@ -52,6 +63,8 @@ def hybrid_attention(
         projection: the output projection of the attention layer, b n h·d → b n c, applied to the result. Given here,
             its input need not be kept for the backward beside the softmax part's output: where both would be (the
             kernels, "mean", R >= 2, a gradient for q), it is computed again if the projection is a plain `nn.Linear`.
+        key_source: what the kernel for QK-norm and RoPE made k of. Given here, the kernels keep of k only the softmax
+            tokens for the backward, which makes the rest again.
 
     Returns:
         b n h d, in the dtype of q, or b n c behind a projection. The kernels are differentiable once.
@@ -71,6 +84,8 @@ def hybrid_attention(
         raise TensorError(
             f"projection takes {projection.in_features} features; q has {q.shape[2]} heads of {q.shape[3]}"
         )
+    if key_source is not None:
+        check_source(key_source, k)
     check_grid(q.shape[1], pattern, grid)
     path, how = eager.hybrid_attention, {"rate": rate, "normalizer": normalizer, "pattern": pattern, "grid": grid}
     if backend == "triton" or (backend == "auto" and q.device.type == "cuda" and rate != 1):
@@ -81,6 +96,7 @@ def hybrid_attention(
             path = kernels.hybrid_attention
             if projection is not None and kernels.merges_again(q, rate, normalizer, projection):
                 how["projection"], projection = projection, None
+            how["key_source"] = key_source
         elif backend == "auto":
             log_once(reason)
         else:
@@ -121,3 +137,17 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor, phi_q: "FeatureMap", phi_k: "
             )
     if phi_q.features != phi_k.features:
         raise TensorError(f"phi_k has {phi_k.features} features; expected {phi_q.features}, as phi_q")
+
+
+def check_source(source: KeySource, k: Tensor) -> None:
+    """TensorError, naming the tensor, unless `source` is of the shapes that make `k`, on its device."""
+    b, n, h, d = k.shape
+    sizes = {"k": (b, n, h * d), "weight": (h * d,), "cos": (n, d), "sin": (n, d)}
+    for name, size in sizes.items():
+        tensor: Tensor = getattr(source, name)
+        if tensor.shape != size or tensor.device != k.device:
+            raise TensorError(
+                f"{name} of key_source is {tuple(tensor.shape)} on {tensor.device}; expected {size} on {k.device}"
+            )
+    if source.k.dtype != k.dtype:
+        raise TensorError(f"k of key_source is {source.k.dtype}; expected {k.dtype}, as k")

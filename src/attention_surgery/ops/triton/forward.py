@@ -27,6 +27,15 @@ def rotary(rotary: Rotary) -> tuple[Tensor, Tensor]:
     return q_out, k_out
 
 
+def rotary_of_k(k: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+    """k as `rotary` makes it, b n h d, without q."""
+    b, n, c = k.shape
+    out = torch.empty(b, n, c // cos.shape[1], cos.shape[1], dtype=k.dtype, device=k.device)
+    arguments = Rotary(k, k, weight, weight, cos, sin, eps, eps).arguments()
+    rotary_kernel[n, b](**arguments | {"q": None, "weight_q": None}, q_out=None, k_out=out)
+    return out
+
+
 def linear_state(k: Tensor, v: Tensor, phi: Map, table: Tensor | None, rate: int) -> tuple[Tensor, Tensor]:
     """Means over the linear tokens of ψ(k)ᵀ v (b h f d) and ψ(k) (b h f), float32; ψ = (P·D)^½ φ.
 

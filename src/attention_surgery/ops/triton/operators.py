@@ -63,6 +63,18 @@ def _(q, k, weight_q, weight_k, cos, sin, eps_q, eps_k):
 
 
 @operator
+def rotary_again(dstate: Tensor, k: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+    """k of `rotary` within a backward. By `dstate`, which it only waits for, a compiler leaves it there."""
+    return forward.rotary_of_k(k, weight, cos, sin, eps)
+
+
+@fake(rotary_again)
+def _(dstate, k, weight, cos, sin, eps):
+    b, n, c = k.shape
+    return k.new_empty(b, n, c // cos.shape[1], cos.shape[1])
+
+
+@operator
 def rotary_backward(
     q_grad: Tensor, k_grad: Tensor, q: Tensor, k: Tensor, weight_q: Tensor, weight_k: Tensor, cos: Tensor, sin: Tensor,
     eps_q: float, eps_k: float,
@@ -214,31 +226,38 @@ class LinearTokens(torch.autograd.Function):
     """S̄ and z̄ of the linear tokens, with the softmax tokens of k and v handed through (unless the rate is 0).
 
     Their gradients come back here, so that those of k and v are each written once, without zeros or sums between.
+
+    With the source of k, which is kept for the norm's gradient anyway, k is not kept, but made again. Its softmax
+    tokens are then a copy: a view, which the softmax part keeps, would keep all of k.
     """
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, k: Tensor, v: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, table: Tensor | None, rate: int
-    ) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(k, v, w1, b1, w2, b2, table)
-        ctx.rate = rate
+        ctx: Any, k: Tensor, v: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, table: Tensor | None, rate: int,
+        source: Tensor | None, weight: Tensor | None, cos: Tensor | None, sin: Tensor | None, eps: float,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        ctx.save_for_backward(k if source is None else None, v, w1, b1, w2, b2, table, source, weight, cos, sin)
+        ctx.rate, ctx.eps = rate, eps
         state, mass = linear_state(k, v, w1, b1, w2, b2, table, rate)
         if rate == 0:
             return state, mass
         if table is None:
-            return state, mass, k[:, ::rate], v[:, ::rate]
+            k_soft = k[:, ::rate] if source is None else k[:, ::rate].contiguous()
+            return state, mass, k_soft, v[:, ::rate]
         return state, mass, take(k, table), take(v, table)
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, dstate: Tensor, dmass: Tensor, dk_soft: Tensor | None = None, dv_soft: Tensor | None = None
     ) -> tuple[Any, ...]:
-        *tensors, table = ctx.saved_tensors
+        k, v, *phi, table, source, weight, cos, sin = ctx.saved_tensors
+        if k is None:
+            k = rotary_again(dstate, source, weight, cos, sin, ctx.eps)
         weights = any(ctx.needs_input_grad[2:6])
         dk, dv, *of_map = linear_state_backward(
-            dstate, dmass, dk_soft, dv_soft, *tensors, table, ctx.rate, weights
+            dstate, dmass, dk_soft, dv_soft, k, v, *phi, table, ctx.rate, weights
         )  # fmt: skip
-        return dk, dv, *(of_map if weights else [None] * 4), None, None
+        return dk, dv, *(of_map if weights else [None] * 4), *[None] * 7
 
 
 class Queries(torch.autograd.Function):
@@ -351,6 +370,7 @@ def _refuse(*_: Any) -> Any:
 
 for each in (
     rotary,
+    rotary_again,
     rotary_backward,
     linear_state,
     linear_state_backward,

@@ -13,6 +13,10 @@ from . import operators
 
 if TYPE_CHECKING:
     from ...layers.feature_map import FeatureMap
+    from ..hybrid import KeySource
+
+NO_SOURCE = (None, None, None, None, 0.0)
+"""Of k: it is kept."""
 
 
 def hybrid_attention(
@@ -28,21 +32,26 @@ def hybrid_attention(
     grid: Grid | None = None,
     attention_backend: str | None = None,
     projection: nn.Linear | None = None,
+    key_source: "KeySource | None" = None,
 ) -> Tensor:
     """Eq. 5; b n h d → b n h d. The arguments have passed `support.unsupported`.
 
     The softmax tokens of "stride" are a strided view of k and v; those of the other patterns are gathered. With
-    `projection`, which has passed `merges_again`, the result is projected: b n c.
+    `projection`, which has passed `merges_again`, the result is projected: b n c. With `key_source` k is made again for
+    the backward where its source is kept anyway: where it has a gradient.
     """
     if rate == 1:
         return eager.softmax_attention(q, k, v, attention_backend)
     n, features, table = q.shape[1], phi_q.features, None
+    source = NO_SOURCE
+    if key_source is not None and k.requires_grad and torch.is_grad_enabled():
+        source = key_source
     if rate == "linear":
-        state, mass = operators.LinearTokens.apply(k, v, *_parameters(phi_k), None, 0)
+        state, mass = operators.LinearTokens.apply(k, v, *_parameters(phi_k), None, 0, *source)
         return operators.merge(q, None, state, mass, *_parameters(phi_q), 1 / features)[0]
     if pattern != "stride":
         table = softmax_token_index(n, rate, pattern=pattern, heads=q.shape[2], grid=grid, device=q.device)
-    state, mass, k_soft, v_soft = operators.LinearTokens.apply(k, v, *_parameters(phi_k), table, rate)
+    state, mass, k_soft, v_soft = operators.LinearTokens.apply(k, v, *_parameters(phi_k), table, rate, *source)
     m = k_soft.shape[1]
     if normalizer == "mean":
         of_merge = (state, mass, *_parameters(phi_q), (n - m) / m / features)

@@ -55,14 +55,16 @@ def rotary_kernel(
     stride_qb, stride_qn, stride_kb, stride_kn, stride_cos, stride_sin,
     C: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """One token of q and of k (b n c). Grid: (n, b)."""
+    """One token of q, unless it is None, and of k (b n c). Grid: (n, b)."""
     n = tl.program_id(0).to(tl.int64)
     b = tl.program_id(1).to(tl.int64)
     row = (b * N + n) * C
-    q_a, q_b = _load_pairs(q + b * stride_qb + n * stride_qn, C, WIDTH)
+    if q is not None:
+        q_a, q_b = _load_pairs(q + b * stride_qb + n * stride_qn, C, WIDTH)
     k_a, k_b = _load_pairs(k + b * stride_kb + n * stride_kn, C, WIDTH)
     c, s = _load_angles(cos + n * stride_cos, sin + n * stride_sin, C, D, WIDTH)
-    _rotate(q_out + row, q_a, q_b, weight_q, c, s, eps_q, C, WIDTH)
+    if q is not None:
+        _rotate(q_out + row, q_a, q_b, weight_q, c, s, eps_q, C, WIDTH)
     _rotate(k_out + row, k_a, k_b, weight_k, c, s, eps_k, C, WIDTH)
 
 
