@@ -107,16 +107,17 @@ def test_a_layer_is_the_pytorch_path(rate, pattern, compiled: bool) -> None:
     attn.fused_projections = False
     attn.set_processor(HybridAttnProcessor(heads, 128, rate=rate, pattern=pattern).cuda())
     angles = torch.randn(tokens, 64, device="cuda").repeat_interleave(2, 1)[None, :, None]
+    rotary = angles.cos(), angles.sin()
     hidden, grad = torch.randn(2, 1, tokens, heads * 128, device="cuda")
 
     def results(dtype: torch.dtype, backend: str) -> tuple[list[torch.Tensor], int]:
         layer, x = copy.deepcopy(attn).to(dtype), hidden.to(dtype).requires_grad_()
         layer.processor.backend = backend
         run = torch.compile(layer, fullgraph=True) if compiled and backend == "triton" else layer
-        run(x, rotary_emb=(angles.cos(), angles.sin()))  # libraries take their work space at the first call
-        before = torch.cuda.memory_allocated()
-        y = run(x, rotary_emb=(angles.cos(), angles.sin()))
-        kept = torch.cuda.memory_allocated() - before
+        run(x, rotary_emb=rotary)  # libraries take their work space at the first call
+        before = torch.cuda.memory_stats()["requested_bytes.all.current"]
+        y = run(x, rotary_emb=rotary)
+        kept = torch.cuda.memory_stats()["requested_bytes.all.current"] - before
         leaves = [x, *(parameter for parameter in layer.parameters() if parameter.requires_grad)]
         return [y.detach(), *torch.autograd.grad(y, leaves, grad.to(dtype))], kept
 
@@ -129,7 +130,7 @@ def test_a_layer_is_the_pytorch_path(rate, pattern, compiled: bool) -> None:
     each = hidden.numel() * 2
     copied = {"linear": 0, 8: 1 / 8, 2: 2 / 2}[rate]  # softmax tokens: of k, and of v where they are gathered
     # q, k and v as projected, q as rotated, the softmax part's output or what is projected, the layer's output
-    assert 5.5 <= kept / each - copied <= 6.5
+    assert 6 <= kept / each - copied <= 6.5
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
