@@ -32,7 +32,7 @@ from attention_surgery.benchmark.workloads import (
     wear,
 )
 from attention_surgery.layers.projections import rotate
-from attention_surgery.ops.triton import backward, operators
+from attention_surgery.ops.triton import backward, functions, operators
 
 TOKENS, HEADS, HEAD_DIM = 32_760, 12, 128
 KERNELS = (
@@ -98,7 +98,7 @@ def profile_norms() -> None:
             normed = torch.nn.functional.rms_norm(each, weight.shape, weight, 1e-6)
             return rotate(normed.unflatten(2, (heads, -1)), cos[None, :, None], sin[None, :, None])
 
-        ours = operators.Rotated.apply(*x, *weights, cos, sin, 1e-6, 1e-6)
+        ours = functions.Rotated.apply(*x, *weights, cos, sin, 1e-6, 1e-6)
         theirs = [stock(each, weight) for each, weight in zip(x, weights, strict=True)]
         slopes = [torch.autograd.grad(y, [*x, *weights], grads, retain_graph=True) for y in (ours, theirs)]
         pairs = [*zip(ours, theirs, strict=True), *zip(*slopes, strict=True)]

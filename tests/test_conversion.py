@@ -124,7 +124,7 @@ def test_forward_is_equation_5_in_every_wan_model(kind, config, monkeypatch):
     asg.convert_(model, config)
     got = run(model, given)
 
-    def oracle(*args, attention_backend, projection, **options):
+    def oracle(*args, attention_backend, projection, key_source, **options):
         return projection(naive.hybrid_attention(*args, **options).flatten(2))
 
     monkeypatch.setattr(processor_module, "hybrid_attention", oracle)

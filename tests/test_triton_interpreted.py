@@ -25,9 +25,11 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 import attention_surgery as asg
 from attention_surgery.errors import ConfigError, TensorError
+from attention_surgery.layers import processor as processor_module
 from attention_surgery.layers import projections
+from attention_surgery.layers.processor import HybridAttnProcessor
 from attention_surgery.models import hybrid_processors
-from attention_surgery.ops import hybrid, naive
+from attention_surgery.ops import eager, hybrid, naive
 from attention_surgery.ops.triton import support
 
 pytest.importorskip("triton")
@@ -487,7 +489,7 @@ def test_input_of_the_output_projection_is_computed_again(compiler, bias) -> Non
 )
 def test_keys_are_made_again(rate, normalizer, pattern, compiler) -> None:
     """The same output and gradients; of k after QK-norm and RoPE only the softmax tokens are kept for the backward."""
-    from attention_surgery.ops.triton import operators
+    from attention_surgery.ops.triton import functions
 
     q, x, v, dy, phis = inputs(11, h=1)
     b, n, h, d = q.shape
@@ -498,7 +500,7 @@ def test_keys_are_made_again(rate, normalizer, pattern, compiler) -> None:
     def run(q, x, v, weight, other, *, again):
         q, x = 1.5 * q.flatten(2), 1.5 * x.flatten(2)  # products, so that none is an input that lives anyway
         source = hybrid.KeySource(x, weight, cos, sin, 0.1) if again else None
-        q, k = operators.Rotated.apply(q, x, other, weight, cos, sin, 0.2, 0.1)
+        q, k = functions.Rotated.apply(q, x, other, weight, cos, sin, 0.2, 0.1)
         return asg.hybrid_attention(q, k, 1.5 * v, *phis, **options, key_source=source)
 
     results = []
@@ -513,6 +515,30 @@ def test_keys_are_made_again(rate, normalizer, pattern, compiler) -> None:
         assert torch.equal(got, wanted)
     copied = -(-n // rate) if pattern == "stride" and rate != "linear" else 0  # gathered tokens are a copy anyway
     assert kept_whole - kept_again == 4 * b * h * d * (n - copied)
+
+
+@interpreted
+def test_a_layer_makes_its_keys_again(monkeypatch) -> None:
+    """For a backward; without one their source is not held, nor a softmax token copied."""
+    torch.manual_seed(0)
+    n, heads, d, rate = 9, 2, 32, 4
+    attn = WanAttention(heads * d, heads, d, processor=HybridAttnProcessor(heads, d, rate=rate))
+    attn.fused_projections, attn.processor.backend = False, "triton"
+    hidden, rotary = rotary_inputs(attn, n=n)
+    hidden.requires_grad_()
+    _, again = kept_for_the_backward(lambda x: attn(x, rotary_emb=rotary), [hidden])
+    views = []
+    with torch.no_grad(), monkeypatch.context() as patch:
+        attend = eager.softmax_attention
+        patch.setattr(
+            eager, "softmax_attention", lambda q, k, v, *how: views.append(k._is_view()) or attend(q, k, v, *how)
+        )
+        attn(hidden, rotary_emb=rotary)
+        assert views == [True] and projections.project_qkv(attn, hidden, rotary, "triton")[3] is None
+    project = processor_module.project_qkv
+    monkeypatch.setattr(processor_module, "project_qkv", lambda *args: (*project(*args)[:3], None))
+    _, whole = kept_for_the_backward(lambda x: attn(x, rotary_emb=rotary), [hidden])
+    assert whole - again == 4 * heads * d * (n - math.ceil(n / rate))
 
 
 @interpreted
@@ -626,7 +652,7 @@ def test_norms_and_rotation_are_those_of_diffusers(heads, head_dim, fused) -> No
 @interpreted
 def test_norms_and_rotation_take_every_layout() -> None:
     """q, k, weights and tables with strides of their own, channels apart, one sample for all, gradients likewise."""
-    from attention_surgery.ops.triton import operators
+    from attention_surgery.ops.triton import functions
 
     torch.manual_seed(0)
     b, n, h, d = 3, 11, 5, 12
@@ -646,7 +672,7 @@ def test_norms_and_rotation_take_every_layout() -> None:
         torch.randn(1, n, h * d).expand(b, n, h * d),
     ):
         leaves = [q.requires_grad_(), k, of_q, of_k]
-        found = operators.Rotated.apply(*leaves, cos, sin, 1e-3, 0.2)
+        found = functions.Rotated.apply(*leaves, cos, sin, 1e-3, 0.2)
         expected = stock(q, of_q, 1e-3), stock(k, of_k, 0.2)
         slopes = [torch.autograd.grad(y, leaves, grads) for y in (found, expected)]
         for got, wanted in (*zip(found, expected, strict=True), *zip(*slopes, strict=True)):

@@ -23,11 +23,11 @@ RotaryEmb = tuple[Tensor, Tensor]
 def project_qkv(
     attn: WanAttention, hidden_states: Tensor, rotary_emb: RotaryEmb | None, backend: Backend = "auto"
 ) -> tuple[Tensor, Tensor, Tensor, KeySource | None]:
-    """q, k, v of the self-attention layer `attn` after QK-norm and RoPE, each b n h d; and what the kernel made k of.
+    """q, k, v of the self-attention layer `attn` after QK-norm and RoPE, each b n h d, and what k was made of.
 
     On a GPU one kernel normalizes and rotates q and k, in float32, unless `backend` is "eager" or the kernel lacks what
-    is asked for, which the log then names once. Otherwise the layer's modules are called, in the stock order, and there
-    is no source of k. The kernel is differentiable once, and not in forward mode.
+    is asked for, which the log then names once. Otherwise the layer's modules are called, in the stock order. The
+    kernel is differentiable once, and not in forward mode; only for its backward there is a source of k.
     """
     if attn.fused_projections:
         query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
@@ -41,14 +41,14 @@ def project_qkv(
         if reason is not None:
             log_once(reason, "QK-norm with RoPE")
         elif rotary_emb is not None:
-            from ..ops.triton import operators  # Triton is optional, and heavy to import
+            from ..ops.triton import functions  # Triton is optional, and heavy to import
 
             cos, sin = (table[0, :, 0] for table in rotary_emb)
             norms: tuple[Any, Any] = attn.norm_q, attn.norm_k
             weights, eps = [norm.weight for norm in norms], [norm.eps for norm in norms]
             source = KeySource(key, weights[1], cos, sin, eps[1])
-            query, key = operators.Rotated.apply(query, key, *weights, cos, sin, *eps)
-            return query, key, value, source
+            query, key = functions.Rotated.apply(query, key, *weights, cos, sin, *eps)
+            return query, key, value, source if key.requires_grad else None
     query = attn.norm_q(query).unflatten(2, heads)
     key = attn.norm_k(key).unflatten(2, heads)
     if rotary_emb is not None:

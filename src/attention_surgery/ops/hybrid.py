@@ -22,7 +22,7 @@ _log = logging.getLogger("attention_surgery")
 
 
 class KeySource(NamedTuple):
-    """What QK-norm and RoPE make k of: k before them, b n h·d, the norm's weight h·d, RoPE's cos and sin n d, and ε."""
+    """What the kernel for norms and RoPE made k of: k b n h·d, the norm's weight h·d and ε, RoPE's cos and sin n d."""
 
     k: Tensor
     weight: Tensor
@@ -63,8 +63,9 @@ def hybrid_attention(
         projection: the output projection of the attention layer, b n h·d → b n c, applied to the result. Given here,
             its input need not be kept for the backward beside the softmax part's output: where both would be (the
             kernels, "mean", R >= 2, a gradient for q), it is computed again if the projection is a plain `nn.Linear`.
-        key_source: what the kernel for QK-norm and RoPE made k of. Given here, the kernels keep of k only the softmax
-            tokens for the backward, which makes the rest again.
+        key_source: for hybrid layers: what their kernel for QK-norm and RoPE made k of. Given here, and if k has a
+            gradient, the kernels keep only its softmax tokens for the backward, which makes k again. Whether k is what
+            the source makes is not checked: gradients are wrong if it is not.
 
     Returns:
         b n h d, in the dtype of q, or b n c behind a projection. The kernels are differentiable once.

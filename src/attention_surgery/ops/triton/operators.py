@@ -1,9 +1,8 @@
 """The kernels as PyTorch operators: fake implementations, autograd and FLOP formulas, so that compilers see through.
 
-`attention_surgery::merge` and `::attend` are differentiable, `::rotary` is within `Rotated` and `::linear_state` within
-`LinearTokens`; `Queries` and `Merged` or `Projected` share out the gradients of a merge behind a differentiable softmax
-part. All gradients are operators too. FLOPs are two per multiply-add of the matrix products of Eq. 5; a backward counts
-φ and the scores once more, as recomputed.
+`attention_surgery::merge` and `::attend` are differentiable, the others within the functions of `functions`. All
+gradients are operators too. FLOPs are two per multiply-add of the matrix products of Eq. 5; a backward counts φ and the
+scores once more, as recomputed.
 """
 
 from collections.abc import Callable
@@ -11,10 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from ..tokens import take
 from . import backward, forward
 from .plan import Map, Rotary, linear_count
 
@@ -64,7 +61,7 @@ def _(q, k, weight_q, weight_k, cos, sin, eps_q, eps_k):
 
 @operator
 def rotary_again(dstate: Tensor, k: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
-    """k of `rotary` within a backward. By `dstate`, which it only waits for, a compiler leaves it there."""
+    """k of `rotary` within a backward. `dstate` is not read: no compiler can run the operator before it is there."""
     return forward.rotary_of_k(k, weight, cos, sin, eps)
 
 
@@ -203,131 +200,6 @@ def _(q, k, v, scaled, delta, top, linear_grad):
 
 def _fake_map_gradients(weights: bool, *parameters: Tensor) -> list[Tensor]:
     return [p.new_empty(p.shape if weights else (0,), dtype=torch.float32) for p in parameters]
-
-
-class Rotated(torch.autograd.Function):
-    """`rotary`. A function of autograd refuses forward-mode differentiation, where an operator would give zeros."""
-
-    @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, q: Tensor, k: Tensor, weight_q: Tensor, weight_k: Tensor, cos: Tensor, sin: Tensor, eps_q: float,
-        eps_k: float,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        ctx.save_for_backward(q, k, weight_q, weight_k, cos, sin)
-        ctx.eps = eps_q, eps_k
-        return rotary(q, k, weight_q, weight_k, cos, sin, eps_q, eps_k)
-
-    @staticmethod
-    def backward(ctx: Any, q_grad: Tensor, k_grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return *rotary_backward(q_grad, k_grad, *ctx.saved_tensors, *ctx.eps), *[None] * 4
-
-
-class LinearTokens(torch.autograd.Function):
-    """S̄ and z̄ of the linear tokens, with the softmax tokens of k and v handed through (unless the rate is 0).
-
-    Their gradients come back here, so that those of k and v are each written once, without zeros or sums between.
-
-    With the source of k, which is kept for the norm's gradient anyway, k is not kept, but made again. Its softmax
-    tokens are then a copy: a view, which the softmax part keeps, would keep all of k.
-    """
-
-    @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, k: Tensor, v: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, table: Tensor | None, rate: int,
-        source: Tensor | None, weight: Tensor | None, cos: Tensor | None, sin: Tensor | None, eps: float,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
-        ctx.save_for_backward(k if source is None else None, v, w1, b1, w2, b2, table, source, weight, cos, sin)
-        ctx.rate, ctx.eps = rate, eps
-        state, mass = linear_state(k, v, w1, b1, w2, b2, table, rate)
-        if rate == 0:
-            return state, mass
-        if table is None:
-            k_soft = k[:, ::rate] if source is None else k[:, ::rate].contiguous()
-            return state, mass, k_soft, v[:, ::rate]
-        return state, mass, take(k, table), take(v, table)
-
-    @staticmethod
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, dstate: Tensor, dmass: Tensor, dk_soft: Tensor | None = None, dv_soft: Tensor | None = None
-    ) -> tuple[Any, ...]:
-        k, v, *phi, table, source, weight, cos, sin = ctx.saved_tensors
-        if k is None:
-            k = rotary_again(dstate, source, weight, cos, sin, ctx.eps)
-        weights = any(ctx.needs_input_grad[2:6])
-        dk, dv, *of_map = linear_state_backward(
-            dstate, dmass, dk_soft, dv_soft, k, v, *phi, table, ctx.rate, weights
-        )  # fmt: skip
-        return dk, dv, *(of_map if weights else [None] * 4), *[None] * 7
-
-
-class Queries(torch.autograd.Function):
-    """q, handed through to the softmax part, and two links to `Merged` or `Projected`, which cost no memory.
-
-    By the links the gradients of the merge come back here, at the same time as the softmax part's of q: so q's is
-    written once, without a sum between.
-    """
-
-    @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, q: Tensor, state: Tensor, mass: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, ratio: float
-    ) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(q, state, mass, w1, b1, w2, b2)
-        ctx.ratio = ratio
-        b, n, h, _ = q.shape
-        return q.view_as(q), q.new_zeros(1).expand(q.shape), mass.new_zeros(1).expand(b, h, n)
-
-    @staticmethod
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, dq_soft: Tensor, scaled: Tensor, delta: Tensor
-    ) -> tuple[Any, ...]:
-        weights = any(ctx.needs_input_grad[3:7])
-        dq, dstate, dmass, *of_map = merge_backward(scaled, delta, dq_soft, *ctx.saved_tensors, ctx.ratio, weights)
-        return dq, dstate, dmass, *(of_map if weights else [None] * 4), None
-
-
-class Merged(torch.autograd.Function):
-    """`merge`, which leaves the gradients of all but `o` to `Queries`, and tells it by the links what they need."""
-
-    @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, scaled_link: Tensor, delta_link: Tensor, q: Tensor, o: Tensor, state: Tensor, mass: Tensor,
-        w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, ratio: float,
-    ) -> Tensor:  # fmt: skip
-        y, denominator = merge(q, o, state, mass, w1, b1, w2, b2, ratio)
-        ctx.save_for_backward(y, denominator)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        scaled, delta = output_gradient(dy, *ctx.saved_tensors)
-        return scaled, delta, None, scaled, *[None] * 7
-
-
-class Projected(torch.autograd.Function):
-    """`Merged` and the layer's output projection of it, b n h·d → b n c. The backward merges again.
-
-    The softmax part keeps its output for its own backward; y, as large, would be kept beside it for the projection's.
-    """
-
-    @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, scaled_link: Tensor, delta_link: Tensor, q: Tensor, o: Tensor, state: Tensor, mass: Tensor,
-        w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, ratio: float, weight: Tensor, bias: Tensor | None,
-    ) -> Tensor:  # fmt: skip
-        ctx.save_for_backward(q, o, state, mass, w1, b1, w2, b2, weight)
-        ctx.ratio = ratio
-        y, _ = merge(q, o, state, mass, w1, b1, w2, b2, ratio)
-        return F.linear(y.flatten(2), weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        *of_merge, weight = ctx.saved_tensors
-        y, denominator = merge_again(dout, *of_merge, ctx.ratio)
-        of_weight, of_bias = ctx.needs_input_grad[-2:]
-        dweight = dout.flatten(0, 1).T @ y.flatten(2).flatten(0, 1) if of_weight else None
-        dbias = dout.sum((0, 1)) if of_bias else None
-        scaled, delta = output_gradient((dout @ weight).view(y.shape), y, denominator)
-        return scaled, delta, None, scaled, *[None] * 7, dweight, dbias
 
 
 def _keep_merge(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -9,14 +9,14 @@ from ...rates import Normalizer, Pattern, Rate
 from .. import eager
 from ..plain import is_plain, keeps_dtype
 from ..tokens import Grid, softmax_token_index
-from . import operators
+from . import functions, operators
 
 if TYPE_CHECKING:
     from ...layers.feature_map import FeatureMap
     from ..hybrid import KeySource
 
 NO_SOURCE = (None, None, None, None, 0.0)
-"""Of k: it is kept."""
+"""In place of a source of k: k itself is kept."""
 
 
 def hybrid_attention(
@@ -37,8 +37,8 @@ def hybrid_attention(
     """Eq. 5; b n h d → b n h d. The arguments have passed `support.unsupported`.
 
     The softmax tokens of "stride" are a strided view of k and v; those of the other patterns are gathered. With
-    `projection`, which has passed `merges_again`, the result is projected: b n c. With `key_source` k is made again for
-    the backward where its source is kept anyway: where it has a gradient.
+    `projection`, which has passed `merges_again`, the result is projected: b n c. With `key_source` k is made again in
+    the backward, if it has a gradient, for which its source is kept anyway; of it "stride" then copies too.
     """
     if rate == 1:
         return eager.softmax_attention(q, k, v, attention_backend)
@@ -47,24 +47,24 @@ def hybrid_attention(
     if key_source is not None and k.requires_grad and torch.is_grad_enabled():
         source = key_source
     if rate == "linear":
-        state, mass = operators.LinearTokens.apply(k, v, *_parameters(phi_k), None, 0, *source)
+        state, mass = functions.LinearTokens.apply(k, v, *_parameters(phi_k), None, 0, *source)
         return operators.merge(q, None, state, mass, *_parameters(phi_q), 1 / features)[0]
     if pattern != "stride":
         table = softmax_token_index(n, rate, pattern=pattern, heads=q.shape[2], grid=grid, device=q.device)
-    state, mass, k_soft, v_soft = operators.LinearTokens.apply(k, v, *_parameters(phi_k), table, rate, *source)
+    state, mass, k_soft, v_soft = functions.LinearTokens.apply(k, v, *_parameters(phi_k), table, rate, *source)
     m = k_soft.shape[1]
     if normalizer == "mean":
         of_merge = (state, mass, *_parameters(phi_q), (n - m) / m / features)
         if not (q.requires_grad and torch.is_grad_enabled()):
             o = eager.softmax_attention(q, k_soft, v_soft, attention_backend)
             return operators.merge(q, o, *of_merge)[0]
-        q_soft, *links = operators.Queries.apply(q, *of_merge)
+        q_soft, *links = functions.Queries.apply(q, *of_merge)
         o = eager.softmax_attention(q_soft, k_soft, v_soft, attention_backend)
         if projection is None:
-            return operators.Merged.apply(*links, q, o, *of_merge)
+            return functions.Merged.apply(*links, q, o, *of_merge)
         parameters = projection.weight, projection.bias
         parameters = (None if x is None else x.to(q.dtype) for x in parameters)  # as autocast takes them
-        return operators.Projected.apply(*links, q, o, *of_merge, *parameters)
+        return functions.Projected.apply(*links, q, o, *of_merge, *parameters)
     return operators.attend(q, k_soft, v_soft, state, mass, *_parameters(phi_q), (n - m) / features)[0]
 
 
