@@ -19,6 +19,7 @@ from micro_wan import micro_pipeline
 from processes import NO_GPU, launch_two_processes
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch._dynamo.utils import counters
 
 import attention_surgery as asg
 from attention_surgery.errors import CheckpointError, ConfigError, DataError, DivergenceError, ModelError, RunError
@@ -483,8 +484,54 @@ def test_a_video_is_not_held_out_and_trained_on(tmp_path):
         finetune(converted(), tmp_path / "videos", config=CONFIG, output_dir=tmp_path / "run")
 
 
-def test_divergence_names_block_step_and_videos_and_keeps_the_last_checkpoint(videos, tmp_path):
-    config = dataclasses.replace(CONFIG, lr=1e30, max_grad_norm=1e30, mixed_precision="no", checkpoint_every=1)
+@pytest.fixture
+def compilations(monkeypatch) -> list[str]:
+    """What is compiled from here on, by a compiler that takes seconds where Inductor takes a minute."""
+    torch._dynamo.reset()
+    seen: list[str] = []
+    stock = torch.nn.Module.compile
+
+    def compiled(module, **options):
+        seen.append(f"{type(module).__name__} {options}")
+        stock(module, backend="aot_eager", **options)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compiled)
+    return seen
+
+
+@pytest.mark.parametrize(("trainable", "objective"), [("all", "flow"), ("lora", "both")])
+def test_compiled_blocks_train_alike(videos, tmp_path, compilations, trainable, objective):
+    """Also what evaluates, samples and teaches is compiled; afterwards nothing is, and the run's folder is as any."""
+    losses = []
+    for compiled in (False, True):
+        counters.clear()
+        pipe = converted()
+        config = dataclasses.replace(
+            CONFIG, compile=compiled, trainable=trainable, objective=objective, max_steps=3, mixed_precision="no",
+            validation_prompts=("a red ball",), validate_every=3, validation_steps=1,
+        )  # fmt: skip
+        finetune(pipe, videos, config=config, output_dir=tmp_path / str(compiled))
+        assert (counters["stats"]["unique_graphs"] > 0) == compiled
+        assert not any(block._compiled_call_impl for block in pipe.transformer.blocks)
+        rows = read_jsonl(tmp_path / str(compiled) / "log.jsonl")
+        losses.append([row[name] for row in rows for name in ("loss", "heldout_loss") if name in row])
+    assert compilations == ["WanTransformerBlock {'fullgraph': True, 'dynamic': False}"] * len(pipe.transformer.blocks)
+    assert len(losses[0]) == 5
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    settings = tmp_path / "True" / "config.json"
+    before = json.loads(settings.read_text())
+    assert before.pop("compile") is True
+    settings.write_text(json.dumps(before))  # as of a run that was begun before there was a choice
+    finetune(converted(), videos, config=config, output_dir=settings.parent, resume=True)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_divergence_names_block_step_and_videos_and_keeps_the_last_checkpoint(
+    videos, tmp_path, compilations, compiled: bool
+):
+    config = dataclasses.replace(
+        CONFIG, lr=1e30, max_grad_norm=1e30, mixed_precision="no", checkpoint_every=1, compile=compiled
+    )
     with pytest.raises(DivergenceError, match=r"\(block 0\) at step \d, batch of \[.*\.mp4"):
         finetune(converted(), videos, config=config, output_dir=tmp_path)
     assert not list((tmp_path / "checkpoints").glob(".step-*"))

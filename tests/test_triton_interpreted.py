@@ -799,6 +799,37 @@ def test_a_converted_model_trains_on_the_kernels() -> None:
 
 
 @interpreted
+def test_a_converted_model_trains_on_the_kernels_under_autocast() -> None:
+    """As fine-tuning does: float32 weights, bfloat16 products. Gradients are as near to float32's as PyTorch's path."""
+    torch.manual_seed(0)
+    stock = micro_transformer(attention_head_dim=32, ffn_dim=64, num_layers=2)
+    asg.convert_(stock, asg.HybridConfig(rates={0: 4, 1: 2}, normalizer="mean"))
+    latents, text, time = torch.randn(1, 4, 3, 8, 8), torch.randn(1, 5, 16), torch.tensor([500])
+
+    def step(*, autocast=True, backend="eager", compiled=False) -> list[torch.Tensor]:
+        model = copy.deepcopy(stock)
+        for processor in hybrid_processors(model).values():
+            processor.backend = backend
+        model.enable_gradient_checkpointing()
+        if compiled:
+            model.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = model(hidden_states=latents, timestep=time, encoder_hidden_states=text).sample
+        y.float().square().mean().backward()
+        return [y.detach().float(), *(p.grad for p in model.parameters() if p.grad is not None)]
+
+    exact = step(autocast=False)
+
+    def errors(found: list[torch.Tensor]) -> torch.Tensor:
+        return torch.stack([(got - true).norm() / true.norm() for got, true in zip(found, exact, strict=True)])
+
+    allowed = errors(step())
+    for compiled in (False, True):
+        error = errors(step(backend="triton", compiled=compiled))
+        assert error.mean() <= 1.2 * allowed.mean() and error.max() <= 2 * allowed.max()
+
+
+@interpreted
 def test_operators_keep_pytorchs_contract() -> None:
     """Schemas, fake implementations and autograd registrations agree with what the operators do."""
     from attention_surgery.ops.triton import operators

@@ -20,6 +20,7 @@ class FinetuneConfig:
         teacher_weight: of the teacher's part in objective "both".
         gradient_accumulation_steps: micro-batches per optimizer step.
         gradient_checkpointing: recompute each block in the backward.
+        compile: compile the transformer's blocks with PyTorch's Inductor; each rate once, when it is first met.
         mixed_precision: "bf16" computes in bfloat16 on float32 weights; "no" in the weights' own precision.
         weight_decay: AdamW's.
         max_grad_norm: longer gradients are cut to it.
@@ -58,6 +59,7 @@ class FinetuneConfig:
     teacher_weight: float = 1.0
     gradient_accumulation_steps: int = 1
     gradient_checkpointing: bool = True
+    compile: bool = False
     mixed_precision: Literal["bf16", "no"] = "bf16"  # A.1
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0

@@ -70,6 +70,7 @@ def first_bad_block(model: HybridWanTransformer3DModel, noisy: Tensor, sigma: Te
         return lambda block, inputs, output: None if output.isfinite().all() else bad.append(index)
 
     with ExitStack() as stack:
+        stack.enter_context(torch.compiler.set_stance("force_eager"))  # hooks that look at numbers break graphs
         for index, block in enumerate(model.blocks):
             stack.callback(block.register_forward_hook(watch(index)).remove)
         velocity_of(model)(noisy, sigma, text)
