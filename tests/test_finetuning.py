@@ -19,13 +19,13 @@ from micro_wan import micro_pipeline
 from processes import NO_GPU, launch_two_processes
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch._dynamo.utils import counters
 
 import attention_surgery as asg
 from attention_surgery.errors import CheckpointError, ConfigError, DataError, DivergenceError, ModelError, RunError
 from attention_surgery.files import read_jsonl
 from attention_surgery.finetuning import FinetuneConfig, finetune, read_dataset
 from attention_surgery.finetuning.cache import LatentCache
+from attention_surgery.finetuning.compilation import compiled_blocks
 from attention_surgery.finetuning.dataset import load_clip
 from attention_surgery.finetuning.objective import first_bad_block, teacher_velocity, training_loss, velocity_of
 from attention_surgery.generation import write_video
@@ -485,56 +485,79 @@ def test_a_video_is_not_held_out_and_trained_on(tmp_path):
 
 
 @pytest.fixture
-def compilations(monkeypatch) -> list[str]:
-    """What is compiled from here on, by a compiler that takes seconds where Inductor takes a minute."""
+def graphs(monkeypatch) -> list[bool]:
+    """Of each graph that is compiled from here on, whether for a gradient; each then runs as it is, in no time."""
     torch._dynamo.reset()
-    seen: list[str] = []
+    seen: list[bool] = []
     stock = torch.nn.Module.compile
 
+    def compiler(graph, inputs):
+        seen.append(torch.is_grad_enabled())
+        return graph.forward
+
     def compiled(module, **options):
-        seen.append(f"{type(module).__name__} {options}")
-        stock(module, backend="aot_eager", **options)
+        assert options == {"fullgraph": True, "dynamic": False}
+        stock(module, backend=compiler, **options)
 
     monkeypatch.setattr(torch.nn.Module, "compile", compiled)
     return seen
 
 
-@pytest.mark.parametrize(("trainable", "objective"), [("all", "flow"), ("lora", "both")])
-def test_compiled_blocks_train_alike(videos, tmp_path, compilations, trainable, objective):
-    """Also what evaluates, samples and teaches is compiled; afterwards nothing is, and the run's folder is as any."""
+@pytest.mark.parametrize(
+    ("trainable", "objective", "of_teacher"),
+    [("all", "flow", 0), ("all", "both", 1), ("lora", "both", 2)],  # softmax, which is another code where it stands in
+)
+def test_compiled_blocks_train_alike(videos, tmp_path, graphs, trainable, objective, of_teacher: int):
+    """Also what evaluates and teaches is compiled; afterwards the model is as before."""
     losses = []
     for compiled in (False, True):
-        counters.clear()
         pipe = converted()
+        pipe.transformer.blocks[1]._compiled_call_impl = before = pipe.transformer.blocks[1]._call_impl
         config = dataclasses.replace(
-            CONFIG, compile=compiled, trainable=trainable, objective=objective, max_steps=3, mixed_precision="no",
-            validation_prompts=("a red ball",), validate_every=3, validation_steps=1,
-        )  # fmt: skip
+            CONFIG, compile=compiled, trainable=trainable, objective=objective, max_steps=3, mixed_precision="no"
+        )
+        assert not graphs
         finetune(pipe, videos, config=config, output_dir=tmp_path / str(compiled))
-        assert (counters["stats"]["unique_graphs"] > 0) == compiled
-        assert not any(block._compiled_call_impl for block in pipe.transformer.blocks)
+        assert [block._compiled_call_impl for block in pipe.transformer.blocks] == [None, before, None]
         rows = read_jsonl(tmp_path / str(compiled) / "log.jsonl")
         losses.append([row[name] for row in rows for name in ("loss", "heldout_loss") if name in row])
-    assert compilations == ["WanTransformerBlock {'fullgraph': True, 'dynamic': False}"] * len(pipe.transformer.blocks)
     assert len(losses[0]) == 5
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    settings = tmp_path / "True" / "config.json"
-    before = json.loads(settings.read_text())
-    assert before.pop("compile") is True
-    settings.write_text(json.dumps(before))  # as of a run that was begun before there was a choice
-    finetune(converted(), videos, config=config, output_dir=settings.parent, resume=True)
+    kinds, batches = 3, 2  # of blocks: two rates, and softmax; to train on, and held out
+    assert graphs.count(True) == kinds
+    assert graphs.count(False) == kinds + batches * of_teacher
+
+
+def test_a_run_from_before_there_was_a_choice_was_not_compiled(videos, tmp_path):
+    config = dataclasses.replace(CONFIG, max_steps=2)
+    finetune(converted(), videos, config=config, output_dir=tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    assert settings.pop("compile") is False
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    finetune(converted(), videos, config=config, output_dir=tmp_path, resume=True)
+    with pytest.raises(RunError, match="compile: False → True"):
+        compiled = dataclasses.replace(config, compile=True)
+        finetune(converted(), videos, config=compiled, output_dir=tmp_path, resume=True)
+
+
+def test_processes_that_share_a_batch_compile_whole_blocks():
+    """By default PyTorch cuts them where a bucket of gradients ends."""
+    model = converted().transformer
+    with compiled_blocks(model):
+        assert not torch._dynamo.config.optimize_ddp
+        assert all(block._compiled_call_impl for block in model.blocks)
+    assert torch._dynamo.config.optimize_ddp
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_divergence_names_block_step_and_videos_and_keeps_the_last_checkpoint(
-    videos, tmp_path, compilations, compiled: bool
-):
+def test_divergence_names_block_step_and_videos_and_keeps_the_last_checkpoint(videos, tmp_path, graphs, compiled: bool):
     config = dataclasses.replace(
         CONFIG, lr=1e30, max_grad_norm=1e30, mixed_precision="no", checkpoint_every=1, compile=compiled
     )
     with pytest.raises(DivergenceError, match=r"\(block 0\) at step \d, batch of \[.*\.mp4"):
         finetune(converted(), videos, config=config, output_dir=tmp_path)
     assert not list((tmp_path / "checkpoints").glob(".step-*"))
+    assert bool(graphs) == compiled
 
 
 def test_the_first_bad_block_is_found():

@@ -773,6 +773,7 @@ def test_what_the_kernel_for_norms_lacks_is_named_and_the_modules_are_called(cap
 @interpreted
 def test_a_converted_model_trains_on_the_kernels() -> None:
     """Output and gradients of PyTorch's path: as it is, with gradient checkpointing, and with compiled blocks."""
+    torch._dynamo.reset()
     torch.manual_seed(0)
     model = micro_transformer(attention_head_dim=32, ffn_dim=64, num_layers=2)
     asg.convert_(model, asg.HybridConfig(rates={0: 4, 1: 2}, normalizer="mean"))
@@ -801,6 +802,7 @@ def test_a_converted_model_trains_on_the_kernels() -> None:
 @interpreted
 def test_a_converted_model_trains_on_the_kernels_under_autocast() -> None:
     """As fine-tuning does: float32 weights, bfloat16 products. Gradients are as near to float32's as PyTorch's path."""
+    torch._dynamo.reset()
     torch.manual_seed(0)
     stock = micro_transformer(attention_head_dim=32, ffn_dim=64, num_layers=2)
     asg.convert_(stock, asg.HybridConfig(rates={0: 4, 1: 2}, normalizer="mean"))

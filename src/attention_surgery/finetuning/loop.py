@@ -8,8 +8,8 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from ..models.wan import pipeline_grid
 from ..processes import join_processes
 from ..progress import progress
 from .cache import LatentCache
+from .compilation import compiled_blocks
 from .config import FinetuneConfig
 from .dataset import Entry, read_dataset
 from .objective import first_bad_block, sample_sigma, teacher_velocity, timestep_shift, training_loss, velocity_of
@@ -37,9 +38,6 @@ from .state import check_folder, load_checkpoint, save_checkpoint, trim_log
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
 HELDOUT_LEVELS = 4
-
-COMPILATIONS = 64
-"""Of the blocks' code, at most: for every rate there are training, evaluation, the teacher's part and validation."""
 
 
 def finetune(
@@ -148,7 +146,8 @@ def finetune(
             ema.restore(parameters)
         model.train()
 
-    with compiled_blocks(model, config), progress("fine-tune", config.max_steps, done=step) as advance:
+    compiled = compiled_blocks(model) if config.compile else nullcontext()
+    with compiled, progress("fine-tune", config.max_steps, done=step) as advance:
         while step < config.max_steps:
             evaluate()
             start = time.monotonic()
@@ -228,25 +227,6 @@ def prepare_parameters_(model: HybridWanTransformer3DModel, config: FinetuneConf
     for parameter in parameters:
         parameter.data = parameter.data.float()
     return parameters
-
-
-@contextmanager
-def compiled_blocks(model: HybridWanTransformer3DModel, config: FinetuneConfig) -> Iterator[None]:
-    """Within the context the blocks of `model` are compiled, if `config` says so; afterwards they are as before.
-
-    Blocks of one rate share their code, of which training, evaluation and every shape of a batch have their own.
-    """
-    if not config.compile:
-        yield
-        return
-    limit = max(COMPILATIONS, torch._dynamo.config.recompile_limit)
-    with torch._dynamo.config.patch(recompile_limit=limit):
-        model.compile_repeated_blocks(fullgraph=True, dynamic=False)
-        try:
-            yield
-        finally:
-            for block in model.blocks:
-                block._compiled_call_impl = None
 
 
 def _check_trackers(config: FinetuneConfig) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..models import HybridWanTransformer3DModel, disabled, revert_
+from .compilation import OPTIONS
 from .config import FinetuneConfig
 
 Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -47,6 +48,8 @@ def teacher_velocity(model: HybridWanTransformer3DModel, config: FinetuneConfig)
         frozen = copy.deepcopy(model)
         revert_(frozen)
         frozen.eval().requires_grad_(False)
+        if config.compile:
+            frozen.compile_repeated_blocks(**OPTIONS)
         return torch.no_grad()(velocity_of(frozen))
 
     @torch.no_grad()

@@ -24,8 +24,9 @@ def check_folder(folder: Path, settings: dict[str, Any], resume: bool) -> None:
     if not resume:
         raise RunError(f"{folder} holds a fine-tuning run; pass resume=True to go on, or another output_dir")
     before = read_json(file)
-    for key in ("weights", "videos", "compile"):  # older folders do not say
+    for key in ("weights", "videos"):  # older folders do not say
         before.setdefault(key, settings[key])
+    before.setdefault("compile", False)
     changed = [
         f"{key}: {before.get(key)!r} → {settings.get(key)!r}"
         for key in sorted(before.keys() | settings.keys())
