@@ -770,18 +770,24 @@ def test_what_the_kernel_for_norms_lacks_is_named_and_the_modules_are_called(cap
     assert torch.equal(unrotated[0], plain(q).unflatten(2, (2, 32)))
 
 
-@interpreted
-def test_a_converted_model_trains_on_the_kernels() -> None:
-    """Output and gradients of PyTorch's path: as it is, with gradient checkpointing, and with compiled blocks."""
+def converted():
+    """A small transformer with two hybrid layers, and what to call it with; nothing of it is compiled yet."""
     torch._dynamo.reset()
     torch.manual_seed(0)
     model = micro_transformer(attention_head_dim=32, ffn_dim=64, num_layers=2)
     asg.convert_(model, asg.HybridConfig(rates={0: 4, 1: 2}, normalizer="mean"))
-    latents, text, time = torch.randn(1, 4, 3, 8, 8), torch.randn(1, 5, 16), torch.tensor([500])
+    sizes = {"hidden_states": (1, 4, 3, 8, 8), "encoder_hidden_states": (1, 5, 16)}
+    return model, {name: torch.randn(size) for name, size in sizes.items()} | {"timestep": torch.tensor([500])}
+
+
+@interpreted
+def test_a_converted_model_trains_on_the_kernels() -> None:
+    """Output and gradients of PyTorch's path: as it is, with gradient checkpointing, and with compiled blocks."""
+    model, arguments = converted()
 
     def step() -> list[torch.Tensor]:
         model.zero_grad()
-        y = model(hidden_states=latents, timestep=time, encoder_hidden_states=text).sample
+        y = model(**arguments).sample
         y.square().mean().backward()
         return [y.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
 
@@ -802,11 +808,7 @@ def test_a_converted_model_trains_on_the_kernels() -> None:
 @interpreted
 def test_a_converted_model_trains_on_the_kernels_under_autocast() -> None:
     """As fine-tuning does: float32 weights, bfloat16 products. Gradients are as near to float32's as PyTorch's path."""
-    torch._dynamo.reset()
-    torch.manual_seed(0)
-    stock = micro_transformer(attention_head_dim=32, ffn_dim=64, num_layers=2)
-    asg.convert_(stock, asg.HybridConfig(rates={0: 4, 1: 2}, normalizer="mean"))
-    latents, text, time = torch.randn(1, 4, 3, 8, 8), torch.randn(1, 5, 16), torch.tensor([500])
+    stock, arguments = converted()
 
     def step(*, autocast=True, backend="eager", compiled=False) -> list[torch.Tensor]:
         model = copy.deepcopy(stock)
@@ -816,7 +818,7 @@ def test_a_converted_model_trains_on_the_kernels_under_autocast() -> None:
         if compiled:
             model.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            y = model(hidden_states=latents, timestep=time, encoder_hidden_states=text).sample
+            y = model(**arguments).sample
         y.float().square().mean().backward()
         return [y.detach().float(), *(p.grad for p in model.parameters() if p.grad is not None)]
 
