@@ -1,5 +1,5 @@
 # pyright: reportGeneralTypeIssues=false, reportArgumentType=false, reportPossiblyUnboundVariable=false
-# pyright: reportOperatorIssue=false, reportAssignmentType=false, reportCallIssue=false
+# pyright: reportOperatorIssue=false, reportAssignmentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 """What the specialized kernels share: copies, views and barriers of shared memory, and two tricks on ptxas."""
 
 from torch import Tensor
